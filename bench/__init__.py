@@ -1,0 +1,4 @@
+"""One bench per file: `python -m bench.NAME [--json]` prints both sides of a ratio, measured in turn in one run.
+
+`python -m bench` runs all and writes docs/benchmarks.md.
+"""
