@@ -1,0 +1,16 @@
+"""Detectors by name. Each gives `forward(images, sizes, targets) -> losses` and `detect(images, sizes)`."""
+
+from typing import Any
+
+from torch import nn
+
+from detcore.backbones import build_backbone
+from detcore.models.yolof import build_yolof
+
+MODELS = {"yolof": build_yolof}
+
+
+def build_model(cfg: Any, pretrained: bool = True) -> nn.Module:
+    """cfg: the recipe's `train.model`. pretrained: load `cfg.backbone.weights`, if it names any; pass
+    False where a checkpoint is loaded next."""
+    return MODELS[cfg.name](cfg, build_backbone(cfg.backbone))

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: boxes, anchors, matching, losses, NMS. Imports nothing but torch."""

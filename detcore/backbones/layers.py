@@ -1,0 +1,125 @@
+"""Convolution with its norm, the norms by name, and how pixels become a backbone's input."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm as a fixed affine map: weight (x - mean) / sqrt(var + eps) + bias, all four buffers.
+
+    One multiply-add, so the input is not kept for the backward pass.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """Batch norm over all ranks. PyTorch's own on CUDA; on the CPU, which it refuses, sums by gloo."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cuda:
+            return super().forward(input)
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias,
+                self.training, self.momentum, self.eps,
+            )  # fmt: skip
+        x = input.float()
+        own_count = x.new_full((1,), x.numel() / x.shape[1])
+        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), own_count])
+        sums = torch.distributed.nn.all_reduce(sums)
+        count = sums[-1]
+        mean, square = (sums[:-1] / count).chunk(2)
+        var = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+
+
+NORMS: dict[str, type[nn.Module]] = {
+    "frozen_bn": FrozenBatchNorm2d,
+    "bn": nn.BatchNorm2d,
+    "sync_bn": SyncBatchNorm,
+}
+
+
+class ConvNorm(nn.Module):
+    """Convolution, norm, activation. Padding keeps the size at stride 1."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        norm: str,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
+        self.norm = NORMS[norm](outputs)
+        self.activation = activation if activation is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+
+class Pixels(NamedTuple):
+    """The input that a set of weights was trained on: channel order, mean and std of values 0..255."""
+
+    order: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# detectron2's MSRA models, and torchvision's.
+CAFFE_PIXELS = Pixels("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+TORCHVISION_PIXELS = Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+class Normalize(nn.Module):
+    """RGB bytes to a backbone's input, on the device, with padding that is zero afterwards.
+
+    The references pad after normalising, so that padding looks like the mean colour.
+    """
+
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__()
+        self.reverse = pixels.order == "BGR"
+        self.register_buffer("mean", torch.tensor(pixels.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(pixels.std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """images (N, 3, H, W) uint8 RGB, sizes (N, 2) int64 true (h, w) -> (N, 3, H, W) float32."""
+        if self.reverse:
+            images = images.flip(1)
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < sizes[:, :1]
+        columns = torch.arange(width, device=images.device) < sizes[:, 1:]
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        return torch.where(inside, (images.float() - self.mean) / self.std, 0.0)

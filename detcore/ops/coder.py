@@ -1,0 +1,43 @@
+"""Boxes as offsets from anchors (R-CNN, arXiv:1311.2524, appendix C), and YOLOF's clamped centre."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detcore.ops.boxes import to_cxcywh
+
+# A box may grow to 1000/16 of its anchor, so that exp() cannot overflow (Faster R-CNN's constant).
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+class DeltaCoder(NamedTuple):
+    """dx = wx (x - xa) / wa, dw = ww log(w / wa), likewise y and h.
+
+    center_clamp: the centre may move by at most this many pixels from the anchor's (YOLOF: 32, one
+    cell), None for no bound.
+    """
+
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    center_clamp: float | None = None
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (..., 4) against anchors that broadcast with them -> deltas (..., 4)."""
+        box, anchor = to_cxcywh(boxes), to_cxcywh(anchors)
+        shift = (box[..., :2] - anchor[..., :2]) / anchor[..., 2:]
+        scale = (box[..., 2:] / anchor[..., 2:]).log()
+        return torch.cat([shift, scale], dim=-1) * shift.new_tensor(self.weights)
+
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Deltas (..., 4) against anchors that broadcast with them -> boxes (..., 4)."""
+        anchor = to_cxcywh(anchors)
+        wx, wy, ww, wh = self.weights
+        dx, dy, dw, dh = deltas.unbind(-1)
+        shift = torch.stack([dx / wx, dy / wy], dim=-1) * anchor[..., 2:]
+        if self.center_clamp is not None:
+            shift = shift.clamp(-self.center_clamp, self.center_clamp)
+        center = anchor[..., :2] + shift
+        scale = torch.stack([dw / ww, dh / wh], dim=-1).clamp(max=MAX_LOG_SCALE)
+        half = anchor[..., 2:] * scale.exp() / 2
+        return torch.cat([center - half, center + half], dim=-1)

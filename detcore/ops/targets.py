@@ -1,0 +1,59 @@
+"""What detectors are given and what they give: padded batches, so that no step depends on counts."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch.
+
+    boxes   (N, G, 4) float32, x1 y1 x2 y2 in pixels of the padded images; padding is zero
+    labels  (N, G) int64, classes from 0; -1 marks padding. G may be 0.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Targets":
+        """Both tensors through `function`: `targets.map(lambda t: t.to(device, non_blocking=True))`."""
+        return Targets(function(self.boxes), function(self.labels))
+
+
+class Detections(NamedTuple):
+    """Detections of a batch, best first; slots from `count` on are padding.
+
+    boxes   (N, D, 4) float32, x1 y1 x2 y2 in pixels of the padded images
+    scores  (N, D) float32, 0 in padding
+    labels  (N, D) int64, -1 in padding
+    count   (N,) int64
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    count: Tensor
+
+
+def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
+    """Per-image boxes (G_i, 4) and labels (G_i,) as one padded batch."""
+    size = max((len(one) for one in labels), default=0)
+    targets = Targets(torch.zeros(len(boxes), size, 4), torch.full((len(boxes), size), -1))
+    for i, (b, c) in enumerate(zip(boxes, labels, strict=True)):
+        targets.boxes[i, : len(c)] = b
+        targets.labels[i, : len(c)] = c
+    return targets
+
+
+def compact(detections: Detections, keep: Tensor, limit: int | None = None) -> Detections:
+    """Those of the detections where `keep` (N, D) holds, in their order, at most `limit` an image."""
+    order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, :limit]
+    kept = keep.gather(1, order)
+    return Detections(
+        boxes=detections.boxes.gather(1, order[..., None].expand(-1, -1, 4)) * kept[..., None],
+        scores=detections.scores.gather(1, order) * kept,
+        labels=detections.labels.gather(1, order).masked_fill(~kept, -1),
+        count=kept.sum(dim=1),
+    )
