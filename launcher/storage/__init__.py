@@ -1,0 +1,56 @@
+"""Where runs are mirrored: an S3-compatible store or a plain folder, behind one small interface.
+
+Importing this costs nothing: boto3 is imported when an `s3://` store is opened.
+"""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from launcher.errors import UserError
+from launcher.storage.base import (
+    Changed,
+    Entry,
+    NotFound,
+    PreconditionFailed,
+    Store,
+    StoreSettings,
+    key_problem,
+)
+
+__all__ = [
+    "Changed",
+    "Entry",
+    "NotFound",
+    "PreconditionFailed",
+    "Store",
+    "StoreSettings",
+    "key_problem",
+    "open_store",
+]
+
+
+def open_store(url: str, settings: StoreSettings | None = None) -> Store:
+    """The store at `url`: `s3://bucket/prefix`, `file:///folder` or a path; its keys are below that.
+
+    Nothing is asked of the store yet; `check()` does. Raises UserError for a URL that names no store.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "s3":
+        from launcher.storage.s3 import S3Store
+
+        bucket, _, prefix = rest.partition("/")
+        prefix = prefix.strip("/")
+        problem = key_problem(prefix) if prefix else None
+        if not bucket or problem:
+            raise UserError(f"{url!r} is not the address of a store: {problem or 'it names no bucket'}",
+                            "write s3://BUCKET/PREFIX")
+        return S3Store(bucket, prefix, settings or StoreSettings())
+    from launcher.storage.folder import FolderStore
+
+    if not separator:
+        return FolderStore(Path(url).expanduser().absolute())
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
+        raise UserError(f"{url!r} is not the address of a store",
+                        "write s3://BUCKET/PREFIX, file:///FOLDER or a path")
+    return FolderStore(Path(unquote(parts.path)))
