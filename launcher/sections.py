@@ -1,0 +1,120 @@
+"""The launcher's sections of a recipe: their keys, types, defaults, and what each is for."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(value: object) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value)) if not isinstance(value, bool) else None
+    if not match:
+        raise ValueError("must be a duration such as 90s, 10m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _interval(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[1-9]\d*it", value):
+        return value
+    try:
+        seconds = _seconds(value)
+    except ValueError:
+        seconds = 0.0
+    if not seconds:
+        raise ValueError("must be a time such as 10m or 90s, or a number of steps such as 500it")
+    return f"{seconds:g}s" if seconds % 1 else f"{int(seconds)}s"
+
+
+def _variable_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _number_or(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema(
+        {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": pattern}]}
+    )
+
+
+_DURATION = _number_or(r"^\d+(\.\d+)?[smh]?$")
+_INTERVAL = _number_or(r"^\d+(\.\d+)?([smh]|it)?$")
+_TEXT = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+Pause = Annotated[float, BeforeValidator(_seconds), _DURATION]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0), _DURATION]
+Interval = Annotated[str, BeforeValidator(_interval), _INTERVAL]
+Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+VariableText = Annotated[str, BeforeValidator(_variable_text), WithJsonSchema(_TEXT)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Program(Section):
+    module: Dotted | None = None
+    """Python module that torchrun starts in every worker. Give this or `script`."""
+    script: str | None = None
+    """Path of a Python script, from the working directory. Give this or `module`."""
+    check: Dotted | None = None
+    """Module that checks the `train` section: `python -m MODULE --check`."""
+    args: list[str] = []
+    """Arguments of the program."""
+
+
+class Resources(Section):
+    gpus: Annotated[int, Field(ge=1)] = 1
+    """GPUs on each node; with `device: cpu` the number of workers."""
+    min_gpus: Annotated[int, Field(ge=1)] = 1
+    """Fewer GPUs than this, over all nodes, are refused."""
+    min_gpus_why: str = ""
+    """The reason for `min_gpus`, shown to whoever asks for fewer."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Machines."""
+    device: Literal["cuda", "cpu"] = "cuda"
+
+
+class Restart(Section):
+    crashes: Annotated[int, Field(ge=0)] = 5
+    """Crashes and hangs after which the run is given up. Preemptions never count."""
+    backoff: Pause = 5.0
+    """Pause after the first crash; it doubles with each."""
+    hang: Seconds = 600.0
+    """An attempt whose heartbeat stands still for so long is stopped and counted as a crash."""
+    grace: Seconds = 60.0
+    """From the stop signal to SIGKILL: the time there is to save in."""
+
+
+class Checkpoint(Section):
+    every: Interval = "600s"
+    """Time (10m, 90s) or steps (500it) between checkpoints."""
+    keep: Annotated[int, Field(ge=1)] = 3
+    """How many checkpoints stay, on disk and in the store."""
+
+
+class Storage(Section):
+    url: str | None = None
+    """Where runs are mirrored: s3://bucket/prefix. $LAUNCH_STORAGE if absent."""
+    endpoint: str | None = None
+    """Address of an S3-compatible store, if it is not AWS."""
+    region: str | None = None
+    profile: str | None = None
+    """Profile in the AWS configuration files that holds the credentials."""
+
+
+class Mirror(Section):
+    every: Seconds = 10.0
+    """Seconds between passes of the mirror."""
+
+
+class Env(Section):
+    vars: dict[Variable, VariableText] = {}
+    """Variables for the program."""
+    keep: list[Variable] = []
+    """Variables of the caller that travel with the run, beside the launcher's own list."""
+
+
+class Tmux(Section):
+    session: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "launch"
+    """The tmux session that windows of runs are opened in."""
