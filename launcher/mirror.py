@@ -1,0 +1,183 @@
+"""The mirror of one run: a background thread that sends the run folder to the store while the run goes on.
+
+It owns `synced.json`, which tells what is durable and since when it is not. What a pass sends is push.py's,
+who may publish is ownership.py's, the way back is restore.py's. Callers hold the run's local lease.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from typing import Any
+
+from launcher import restore
+from launcher.errors import StoreError, Taken
+from launcher.ownership import Ownership, Pulse
+from launcher.push import Push
+from launcher.restore import pull_run
+from launcher.rundir import RunDir, read_json, write_json
+from launcher.storage import Store
+
+__all__ = ["Mirror", "pull_run"]
+
+log = logging.getLogger("launch.mirror")
+
+LONGEST_PAUSE = 30.0  # seconds between two tries while the store is away, unless `every` is longer
+SHORTEST_PAUSE = 1.0
+
+
+class Lost(Exception):
+    """The run is somebody else's; nothing may be published any more."""
+
+
+class Mirror:
+    """Keeps `store` (opened at the run's own URL) equal to the run folder, with a pass every `every` seconds.
+
+    claim() before each attempt, restore() before the first, start() once, flush() or stop() at the end, then
+    release(). `lost` says who has the run if it was taken away: then the caller stops its attempt and leaves.
+    """
+
+    def __init__(self, run: RunDir, store: Store, every: float, keep: int) -> None:
+        self._run, self._store, self._every = run, store, every
+        self._owner = Ownership(store)
+        self._pulse = Pulse(self._owner)
+        self._push = Push(run, store, keep, self._confirm)
+        self._claiming = threading.RLock()
+        self._claimed = ("", 0)  # the token and fence of the last claim(), successful or not
+        said = read_json(run.synced) or {}
+        self._token = said.get("token")
+        self._said: dict[str, Any] = said
+        self._since: float | None = None  # when the first pass of those failed that have failed since
+        self._state = threading.Condition()
+        self._asked = self._answered = 0  # flushes wanted, and done
+        self._ending = False
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    @property
+    def lost(self) -> str | None:
+        return self._owner.lost
+
+    def claim(self, token: str, at_least: int) -> int:
+        """Take the run in the store for the attempt `at_least`; return the fence that the attempt must use.
+
+        It is higher than any that the store has seen from others. Raises Taken (another supervisor lives;
+        up to 20 s pass until that is known) and StoreAway: the attempt may then go on as `at_least`, and the
+        mirror takes the run by itself when the store is back, or is `lost` if a fence as high was used there.
+        """
+        with self._claiming:
+            self._claimed = (token, at_least)
+            seen = max((mark.fence for mark in restore.checkpoints_in(self._store)), default=0)
+            fence = self._owner.claim(token, max(at_least, seen + 1), dead=self._token)
+            self._claimed = (token, fence)
+            self._token = token
+        return fence
+
+    def restore(self) -> None:
+        """Bring what the store has and the folder lacks. Raises StoreAway, StoreError."""
+        restore.restore(self._run, self._store)
+
+    def start(self) -> None:
+        self._pulse.start()
+        self._thread.start()
+
+    def flush(self, budget: float) -> bool:
+        """Wait until all that is in the folder now is in the store; False if that takes over `budget` s."""
+        with self._state:
+            self._asked += 1
+            asked = self._asked
+            self._state.notify_all()
+            self._state.wait_for(lambda: self._answered >= asked or self.lost is not None, timeout=budget)
+            return self._answered >= asked
+
+    def stop(self, budget: float) -> bool:
+        """flush(), then no further pass."""
+        done = self.flush(budget)
+        with self._state:
+            self._ending = True
+            self._state.notify_all()
+        self._pulse.stop()
+        return done
+
+    def release(self) -> None:
+        """Give the run back in the store. If that fails, the next holder waits a little longer."""
+        with contextlib.suppress(StoreError):
+            self._owner.release()
+
+    def _work(self) -> None:
+        failures = 0
+        while self.lost is None:
+            with self._state:
+                if self._ending:
+                    return
+                asked = self._asked
+            ok = self._pass()
+            failures = 0 if ok else failures + 1
+            pause = self._every
+            if not ok:
+                longest = max(self._every, LONGEST_PAUSE)
+                pause = min(longest, max(SHORTEST_PAUSE, self._every) * 2 ** min(failures - 1, 8))
+            with self._state:
+                if ok:
+                    self._answered = asked
+                elif self._asked > self._answered:
+                    pause = SHORTEST_PAUSE
+                self._state.notify_all()
+                asked_again = self._asked > asked
+                if not self._ending and not (ok and asked_again):
+                    self._state.wait(pause)
+
+    def _pass(self) -> bool:
+        """One pass, told truthfully in synced.json. True if all that was there is in the store now."""
+        error: str | None = None
+        try:
+            self._hold()
+            self._push.send()
+        except Lost:
+            error = self.lost
+        except (StoreError, OSError) as problem:
+            error = str(problem)
+        self._since = (self._since or time.time()) if error else None
+        self._say(error)
+        return error is None
+
+    def _hold(self) -> None:
+        """Take the run if claim() could not; then see that it is still ours."""
+        with self._claiming:
+            token, fence = self._claimed
+            assert token, "claim() comes before start()"
+            if not self._owner.held and self.lost is None:
+                try:
+                    if self.claim(token, fence) != fence:
+                        self._owner.lost = f"attempt {fence} of the run was made on another machine, too"
+                except Taken as taken:
+                    self._owner.lost = taken.message
+        self._confirm()
+
+    def _confirm(self) -> None:
+        self._owner.confirm()
+        if self.lost is not None:
+            raise Lost
+
+    def _say(self, error: str | None) -> None:
+        """Write synced.json, if there is something new to say. A full disk must not stop the mirror."""
+        durable = self._push.durable
+        news = {
+            "schema": 1,
+            "url": self._store.url,
+            "step": durable.step if durable else None,
+            "fence": durable.fence if durable else None,
+            "behind": self._push.behind() if error else 0,
+            "away_since": self._since,
+            "error": error,
+            "token": self._token,
+        }
+        if error and error != self._said.get("error"):
+            log.warning("the mirror is behind: %s", error)
+        elif not error and self._said.get("error"):
+            log.info("the mirror has caught up")
+        if news != {key: value for key, value in self._said.items() if key != "time"}:
+            self._said = {**news, "time": time.time()}
+            try:
+                write_json(self._run.synced, self._said)
+            except OSError as problem:
+                log.warning("%s cannot be written: %s", self._run.synced, problem.strerror)

@@ -1,0 +1,242 @@
+"""The way back: from the store to a run folder that lacks something, or to a disk that has nothing.
+
+Keys are names from outside: each is checked before a path is made of it. Everything is written aside first.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher import checkpoints as ckpt
+from launcher.checkpoints import MANIFEST, Mark
+from launcher.errors import LaunchError, StoreError, UserError
+from launcher.ownership import read_owner, watch
+from launcher.push import LAST, NOT_MIRRORED, STATES, is_temporary
+from launcher.rundir import RUN_ID, RunDir, read_json, read_jsonl, sync_dir, write_json
+from launcher.storage import Entry, NotFound, Store, StoreSettings, key_problem, open_store
+
+log = logging.getLogger("launch.mirror")
+
+HISTORY = ("metrics.jsonl", "timing.jsonl")  # cut to a checkpoint's step on resume, so they come with it
+OF_THE_MOMENT = {*STATES, "heartbeat.json", "outcome.json", "attempts.jsonl", LAST}
+
+
+def checkpoints_in(store: Store) -> list[Mark]:
+    """Checkpoints that have a manifest in the store, newest first."""
+    return _marks(entry.key for entry in store.list("checkpoints/"))
+
+
+def _marks(keys: Iterable[str]) -> list[Mark]:
+    folders = (key.split("/") for key in keys)
+    names = (p[1] for p in folders if len(p) == 3 and p[0] == "checkpoints" and p[2] == MANIFEST)
+    return sorted((mark for mark in map(ckpt.mark_of, names) if mark), reverse=True)
+
+
+def restore(run: RunDir, store: Store) -> None:
+    """Bring the newest whole checkpoint if it is newer than what is here, and files that the folder lacks.
+
+    Files that are here win, except for metrics and timing where a checkpoint is brought: they must reach its
+    step. Where it cannot be newer, nothing is read but names. Raises StoreAway, StoreError.
+    """
+    for left in run.checkpoints.glob(".tmp-restore-*"):
+        shutil.rmtree(left)
+    keys = _safe_keys(store.list())
+    marks = _marks(keys)
+    here = ckpt.newest(run) if marks else None
+    for mark in marks:
+        if here is not None and mark <= here:
+            break
+        with _brought(store, mark, run.checkpoints) as (folder, reason):
+            if reason is None:
+                for name in HISTORY:
+                    if name in keys:
+                        store.get_file(name, run.path / name)
+                _put_in_place(folder, run.checkpoints / mark.name)
+                log.info("brought checkpoint %s from %s", mark.name, store.url)
+                break
+        log.warning("passed over checkpoint %s in %s: %s", mark.name, store.url, reason)
+    _merge_attempts(run, store, keys)
+    for key in keys:
+        path = run.path / key
+        if key not in OF_THE_MOMENT and not key.startswith("checkpoints/") and not os.path.lexists(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.get_file(key, path)
+
+
+def _merge_attempts(run: RunDir, store: Store, keys: dict[str, int]) -> None:
+    """Attempts made on another machine are part of the run's history; what is said here of one wins."""
+    if run.attempts.name not in keys:
+        return
+    with tempfile.TemporaryDirectory(prefix=".tmp-restore-", dir=run.path) as aside:
+        copy = Path(aside, run.attempts.name)
+        store.get_file(run.attempts.name, copy)
+        theirs, ours = read_jsonl(copy), read_jsonl(run.attempts)
+        known = {(line.get("attempt"), line.get("event")) for line in ours}
+        new = [line for line in theirs if (line.get("attempt"), line.get("event")) not in known]
+        if new:
+            lines = sorted(new + ours, key=_attempt_order)
+            copy.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            with copy.open("rb") as written:
+                os.fsync(written.fileno())
+            copy.rename(run.attempts)
+            sync_dir(run.path)
+
+
+def _attempt_order(line: dict[str, Any]) -> tuple[int, bool]:
+    attempt = line.get("attempt")
+    return attempt if isinstance(attempt, int) else 0, line.get("event") != "start"
+
+
+@contextmanager
+def _brought(store: Store, mark: Mark, parent: Path) -> Iterator[tuple[Path, str | None]]:
+    """(folder, None) with the verified checkpoint in a folder aside, or (folder, why it is not whole)."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-restore-", dir=parent, ignore_cleanup_errors=True) as aside:
+        folder = Path(aside, mark.name)
+        folder.mkdir()
+        yield folder, _fetch(store, mark, folder)
+
+
+def _fetch(store: Store, mark: Mark, folder: Path) -> str | None:
+    """Data, hashes, then the manifest. Returns why the checkpoint in the store is not whole, or None."""
+    prefix = f"checkpoints/{mark.name}/"
+    sizes = {entry.key: entry.size for entry in store.list(prefix)}
+    try:
+        data, _ = store.get_bytes(prefix + MANIFEST)
+        files = ckpt.read_manifest(data, mark)
+        for name, file in files.items():  # before anything big is brought
+            if sizes.get(prefix + name) != file.size:
+                return f"{name} has {sizes.get(prefix + name, 'no')} bytes instead of {file.size}"
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            store.get_file(prefix + name, folder / name)
+    except ValueError as error:
+        return str(error)
+    except NotFound as error:
+        return error.message
+    reason = ckpt.verify_files(folder, files)
+    if reason is None:
+        with (folder / MANIFEST).open("wb") as manifest:
+            manifest.write(data)
+            manifest.flush()
+            os.fsync(manifest.fileno())
+        sync_dir(folder)
+    return reason
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    if target.exists():  # the same checkpoint, broken here
+        target.rename(folder.with_name("broken"))
+    folder.rename(target)
+    sync_dir(target.parent)
+
+
+def _safe_keys(entries: Iterable[Entry]) -> dict[str, int]:
+    """Keys and sizes that belong to a run folder. StoreError if one of them would leave it."""
+    keys = {entry.key: entry.size for entry in entries}
+    folders = {parent for key in keys for parent in _parents(key)}
+    for key in keys:
+        problem = key_problem(key) or ("it is a file and a folder at once" if key in folders else None)
+        if problem:
+            raise StoreError(f"the store holds the key {key!r}, which is not safe to write: {problem}",
+                             "somebody else has written there; nothing was brought")
+    return {key: size for key, size in keys.items() if _is_ours(key)}
+
+
+def _parents(key: str) -> Iterator[str]:
+    while "/" in key:
+        key = key.rpartition("/")[0]
+        yield key
+
+
+def _is_ours(key: str) -> bool:
+    parts = key.split("/")
+    if any(is_temporary(part) for part in parts) or (NOT_MIRRORED - {"checkpoints"}) & {key, *_parents(key)}:
+        return False
+    return parts[0] != "checkpoints" or key == LAST or (len(parts) > 2 and ckpt.mark_of(parts[1]) is not None)
+
+
+def pull_run(url: str, settings: StoreSettings, runs_root: Path) -> RunDir:
+    """Bring the whole run at `url` to a machine that has nothing of it; return its new folder.
+
+    It is made aside and renamed in one go: what fails leaves nothing behind. Raises UserError (no run there,
+    or it is here already), Taken (its owner lives), StoreAway, StoreError.
+    """
+    store = open_store(url.rstrip("/"), settings)
+    store.check()
+    name = store.url.rpartition("/")[2]
+    if RUN_ID.fullmatch(name) and os.path.lexists(runs_root / name):
+        raise UserError(f"the run {name} is here already", f"launch resume {name}")
+    listing = list(store.list())
+    if not RUN_ID.fullmatch(name) or not any(entry.key == "run.json" for entry in listing):
+        raise UserError(f"there is no run at {url}", "give the URL that `launch status RUN` shows")
+    keys = _safe_keys(listing)
+    owner = read_owner(store)
+    if owner is not None:
+        if not owner[0].get("ended"):
+            log.info("watching for up to 20 s whether the run's last owner still lives")
+        watch(store, owner[0])
+    try:
+        runs_root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-pull-", dir=runs_root, ignore_cleanup_errors=True) as d:
+            aside = RunDir(Path(d, name))
+            _pull(store, keys, aside)
+            _check_identity(aside, store.url, name)
+            aside.path.rename(runs_root / name)
+            sync_dir(runs_root)
+    except OSError as error:
+        raise LaunchError(f"{error.filename or runs_root} cannot be written: {error.strerror}") from error
+    return RunDir(runs_root / name)
+
+
+def _pull(store: Store, keys: dict[str, int], aside: RunDir) -> None:
+    marks = _marks(keys)
+    files = [key for key in keys if not key.startswith("checkpoints/") or key == LAST]
+    with _progress(f"bringing {aside.id}", len(files) + len(marks)) as advance:
+        for key in files:
+            (aside.path / key).parent.mkdir(parents=True, exist_ok=True)
+            store.get_file(key, aside.path / key)
+            advance()
+        reasons = []
+        for mark in marks:
+            with _brought(store, mark, aside.checkpoints) as (folder, reason):
+                if reason is None:
+                    _put_in_place(folder, aside.checkpoints / mark.name)
+                else:
+                    reasons.append(reason)
+                    log.warning("passed over checkpoint %s in %s: %s", mark.name, store.url, reason)
+            advance()
+    if marks and len(reasons) == len(marks):
+        raise StoreError(f"none of the {len(marks)} checkpoints in {store.url} is whole: {reasons[0]}")
+
+
+def _check_identity(run: RunDir, url: str, name: str) -> None:
+    """run.json must be this run's; its URL becomes the one it was brought from."""
+    about = read_json(run.run)
+    if about is None or about.get("id") != name or not run.recipe.is_file():
+        raise StoreError(f"{url} is no whole run: run.json or recipe.yaml is missing or another run's")
+    if about.get("url") != url:
+        write_json(run.run, {**about, "url": url})
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar where a person watches, a plain line at the start and end elsewhere; both on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{title}: {total} files", highlight=False)
+        yield lambda: None
+        console.print(f"{title}: done", highlight=False)
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
