@@ -1,0 +1,107 @@
+"""Pure: a recipe, a run and an attempt -> the argv, environment and working directory of torchrun.
+
+torchrun gets `--max-restarts=0` (the supervisor is the one place that decides) and the plain program behind
+rank.py, which gives every worker a log of its own. Reasons and measurements: docs/contract.md.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import rank
+from launcher.recipe import Recipe
+from launcher.rundir import RunDir
+
+# Of an outer job or an outer torchrun: a worker that inherited them would take itself for somebody else.
+# SLURM_CPU_BIND of an outer step pins all workers to its few cores. SLURM_CONF only says where Slurm is.
+FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "PMIX_", "PMI_", "TORCHELASTIC_", "PET_", "LAUNCH_")
+FOREIGN_NAMES = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+}
+KEPT = {"SLURM_CONF", "LAUNCH_STORAGE", "LAUNCH_RUNS", "LAUNCH_TMUX_SOCKET"}
+
+
+@dataclass(frozen=True)
+class Command:
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path
+
+
+def command(
+    recipe: Recipe, run: RunDir, attempt: int, gpus: int, record: Mapping[str, Any], base: Mapping[str, str]
+) -> Command:
+    """What starts attempt `attempt` of `run` on `gpus` workers.
+
+    `record` is run.json's object, `base` the environment of the caller. Nothing is looked up or started.
+    """
+    workdir = Path(record["workdir"])
+    program, paths = _program(recipe, run, record)
+    budget = save_budget(recipe.restart.grace)
+    argv = [
+        *(sys.executable, "-P", "-m", "torch.distributed.run"),
+        *("--nnodes=1", f"--nproc-per-node={gpus}", "--max-restarts=0"),
+        f"--shutdown-timeout={math.ceil(budget)}",
+        # -I -S: rank.py needs no packages, and starts in a few ms without them
+        *("--no-python", sys.executable, "-I", "-S", rank.__file__),
+        *(sys.executable, "-u", *program, *recipe.program.args),
+    ]
+    env = clean(base) | record.get("env", {}) | recipe.env.vars
+    if gpus > 1:
+        env.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default, which it warns of
+    if recipe.resources.device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    env.pop("PYTHONSAFEPATH", None)
+    if recipe.program.module:
+        env["PYTHONSAFEPATH"] = "1"  # the working directory must not shadow the snapshot
+    env |= {
+        "PYTHONPATH": ":".join([*paths, *filter(None, [env.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+        "LAUNCH_RUN_DIR": str(run.path),
+        "LAUNCH_RUN_ID": run.id,
+        "LAUNCH_ATTEMPT": str(attempt),
+        "LAUNCH_SAVE_BUDGET": f"{budget:g}",
+        "LAUNCH_CHECKPOINT_EVERY": recipe.checkpoint.every,
+        "LAUNCH_CHECKPOINT_KEEP": str(recipe.checkpoint.keep),
+        "LAUNCH_RECIPE_HASH": record.get("recipe_hash") or recipe.hash(),
+        "LAUNCH_GIT_COMMIT": (record.get("git") or {}).get("commit") or "",
+    }
+    return Command(tuple(argv), env, workdir)
+
+
+def save_budget(grace: float) -> float:
+    """Seconds of `grace` that the program has; the rest is for killing what is left."""
+    return max(grace - 2, grace / 2)
+
+
+def clean(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` without what belongs to a job, a torchrun or a run around us."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in KEPT or not (name in FOREIGN_NAMES or name.startswith(FOREIGN))
+    }
+
+
+def _program(recipe: Recipe, run: RunDir, record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The program's own arguments of python, and what PYTHONPATH begins with: the snapshot in code/."""
+    workdir, git = Path(record["workdir"]), record.get("git") or {}
+    here = run.code / (git.get("prefix") or "")  # the working directory, as it is in the snapshot
+    paths = [here, run.code]
+    beside = [] if git.get("commit") else [workdir]  # of no repository: only the script itself was copied
+    if recipe.program.module:
+        return ["-m", recipe.program.module], _unique([*paths, *beside])
+    assert recipe.program.script is not None
+    script = here / recipe.program.script
+    if ".." in script.parts or not script.is_relative_to(run.code):  # not in the snapshot
+        script = workdir / recipe.program.script
+    beside = [(workdir / recipe.program.script).parent for _ in beside]
+    return [str(script)], _unique([script.parent, *paths, *beside])
+
+
+def _unique(paths: Sequence[Path]) -> list[str]:
+    return list(dict.fromkeys(map(str, paths)))
