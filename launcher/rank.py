@@ -21,7 +21,7 @@ def main() -> None:
         os.close(fd)
     except OSError as error:  # a full disk: its words go where torchrun's go
         print(f"no log of its own for rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
-    # No signal handler here: until the program has its own there is nothing to save, and SIGTERM just ends it.
+    # No signal handler here: until the program has its own, there is nothing to save: SIGTERM may end it.
     os.execv(sys.argv[1], sys.argv[1:])
 
 
