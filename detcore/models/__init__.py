@@ -6,6 +6,7 @@ from torch import nn
 
 from detcore.backbones import build_backbone
 from detcore.models.yolof import build_yolof
+from detcore.weights.loading import load_backbone
 
 MODELS = {"yolof": build_yolof}
 
@@ -13,4 +14,7 @@ MODELS = {"yolof": build_yolof}
 def build_model(cfg: Any, pretrained: bool = True) -> nn.Module:
     """cfg: the recipe's `train.model`. pretrained: load `cfg.backbone.weights`, if it names any; pass
     False where a checkpoint is loaded next."""
-    return MODELS[cfg.name](cfg, build_backbone(cfg.backbone))
+    backbone = build_backbone(cfg.backbone)
+    if pretrained and cfg.backbone.weights:
+        load_backbone(backbone, cfg.backbone)
+    return MODELS[cfg.name](cfg, backbone)

@@ -1,0 +1,12 @@
+"""Weights from elsewhere: found, fetched and verified, read without trusting them, renamed, loaded.
+
+catalogue   known files, by name          fetch    a name, path, address or package -> a file here
+reading     a file -> tensors             keys     other projects' names -> ours
+loading     into a backbone or a detector
+
+`catalogue` and `fetch` import no torch, so that a recipe can be checked quickly.
+"""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or do not fit, in a sentence or two."""

@@ -1,0 +1,112 @@
+"""Other projects' names for the same tensors, as tables of substitutions.
+
+A table's rules are applied to a name one after the other. The names of ours that result are the ones of
+`detcore.backbones` and `detcore.models`; what does not become one of them is left over.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+
+from detcore.backbones.mobilenetv2 import LAYERS
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+_TORCHVISION_RESNET: tuple[Rule, ...] = (
+    (r"^conv1\.", "stem.conv."),
+    (r"^bn1\.", "stem.norm."),
+    (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
+    (r"^(res\d\.\d+)\.conv(\d)\.", r"\1.conv\2.conv."),
+    (r"^(res\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"\.downsample\.0\.", ".shortcut.conv."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
+
+_DETECTRON2_RESNET: tuple[Rule, ...] = (
+    (r"^stem\.conv1\.norm\.", "stem.norm."),
+    (r"^stem\.conv1\.", "stem.conv."),
+    (r"^(res\d\.\d+\.(?:conv\d|shortcut))\.(?=weight$|bias$)", r"\1.conv."),
+)
+
+# Detectron's own: res2_0_branch2a_w, res2_0_branch2a_bn_gamma (or bn_s), res_conv1_bn_beta (or bn_b).
+_CAFFE2_RESNET: tuple[Rule, ...] = (
+    (r"^conv1_w$", "stem.conv.weight"),
+    (r"^res_conv1_bn_", "stem.norm."),
+    (r"^res(\d)_(\d+)_branch1_", r"res\1.\2.shortcut."),
+    (r"^res(\d)_(\d+)_branch2([abc])_", lambda m: f"res{m[1]}.{m[2]}.conv{'abc'.index(m[3]) + 1}."),
+    (r"\.bn_", ".norm."),
+    (r"\.norm\.(?:gamma|s)$", ".norm.weight"),
+    (r"\.norm\.(?:beta|b)$", ".norm.bias"),
+    (r"\.norm\.(?:rm)$", ".norm.running_mean"),
+    (r"\.norm\.(?:riv)$", ".norm.running_var"),
+    (r"\.w$", ".conv.weight"),
+)
+
+_BLOCKS = [f"layer{i}.{j}" for i, layer in enumerate(LAYERS, start=1) for j in range(layer[2])]
+
+_TORCHVISION_MOBILENETV2: tuple[Rule, ...] = (
+    (r"^features\.0\.0\.", "conv1.conv."),
+    (r"^features\.0\.1\.", "conv1.norm."),
+    (r"^features\.18\.0\.", "conv2.conv."),
+    (r"^features\.18\.1\.", "conv2.norm."),
+    # The first block does not expand, so its parts have other numbers.
+    (r"^features\.1\.conv\.0\.0\.", "layer1.0.depthwise.conv."),
+    (r"^features\.1\.conv\.0\.1\.", "layer1.0.depthwise.norm."),
+    (r"^features\.1\.conv\.1\.", "layer1.0.project.conv."),
+    (r"^features\.1\.conv\.2\.", "layer1.0.project.norm."),
+    (r"^features\.(\d+)\.", lambda m: f"{_BLOCKS[int(m[1]) - 1]}." if int(m[1]) <= len(_BLOCKS) else m[0]),
+    (r"^(layer\d\.\d)\.conv\.0\.0\.", r"\1.expand.conv."),
+    (r"^(layer\d\.\d)\.conv\.0\.1\.", r"\1.expand.norm."),
+    (r"^(layer\d\.\d)\.conv\.1\.0\.", r"\1.depthwise.conv."),
+    (r"^(layer\d\.\d)\.conv\.1\.1\.", r"\1.depthwise.norm."),
+    (r"^(layer\d\.\d)\.conv\.2\.", r"\1.project.conv."),
+    (r"^(layer\d\.\d)\.conv\.3\.", r"\1.project.norm."),
+)
+
+_MMDET_MOBILENETV2: tuple[Rule, ...] = (
+    (r"\.bn\.", ".norm."),
+    (r"\.expand_conv\.", ".expand."),
+    (r"\.depthwise_conv\.", ".depthwise."),
+    (r"\.linear_conv\.", ".project."),
+)
+
+_PARTS = ("conv", "norm")
+
+# chensnathan/YOLOF, which stands on detectron2.
+_YOLOF: tuple[Rule, ...] = (
+    (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'detectron2_resnet')}"),
+    (r"^encoder\.(lateral|fpn)_(conv|norm)\.", r"encoder.\1.\2."),
+    (
+        r"^encoder\.dilated_encoder_blocks\.(\d+)\.(conv\d)\.([01])\.",
+        lambda m: f"encoder.blocks.{m[1]}.{m[2]}.{_PARTS[int(m[3])]}.",
+    ),
+    (
+        r"^decoder\.(cls|bbox)_subnet\.(\d+)\.",  # conv, norm, ReLU: three to a layer
+        lambda m: (
+            f"decoder.{'cls' if m[1] == 'cls' else 'reg'}_tower.{int(m[2]) // 3}.{_PARTS[int(m[2]) % 3]}."
+        ),
+    ),
+    (r"^decoder\.object_pred\.", "decoder.objectness."),
+)
+
+TABLES: dict[str, tuple[Rule, ...]] = {
+    "detcore": (),
+    "torchvision_resnet": _TORCHVISION_RESNET,
+    "detectron2_resnet": _DETECTRON2_RESNET,
+    "caffe2_resnet": _CAFFE2_RESNET,
+    "torchvision_mobilenetv2": _TORCHVISION_MOBILENETV2,
+    "mmdet_mobilenetv2": _MMDET_MOBILENETV2,
+    "yolof": _YOLOF,
+}
+
+
+def rename(name: str, table: str) -> str:
+    """`name` in our words, if it comes from the project that `table` is for."""
+    for pattern, replacement in TABLES[table]:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def best_table(names: Iterable[str], ours: set[str]) -> str:
+    """The table under which most of `names` become names of ours."""
+    names = list(names)
+    return max(TABLES, key=lambda table: sum(rename(name, table) in ours for name in names))

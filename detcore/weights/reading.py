@@ -1,0 +1,70 @@
+"""Files of weights to named tensors, without running anything that is in them."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detcore.weights import WeightsError
+
+# Where other projects put the state dict inside their checkpoints.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs")
+
+# All that rebuilding an array of numbers takes, under numpy 1's names and numpy 2's.
+ARRAY_PARTS = {
+    (f"numpy{core}", name)
+    for core, name in (
+        ("", "ndarray"),
+        ("", "dtype"),
+        (".core.multiarray", "_reconstruct"),
+        ("._core.multiarray", "_reconstruct"),
+        (".core.numeric", "_frombuffer"),
+        ("._core.numeric", "_frombuffer"),
+    )
+} | {("_codecs", "encode"), ("collections", "OrderedDict")}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Plain containers, numbers, text and numpy arrays; anything else is refused by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ARRAY_PARTS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are allowed")
+        if module.startswith("numpy.core"):
+            module = module.replace("numpy.core", "numpy._core")
+        return super().find_class(module, name)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth (state dict, or a checkpoint that wraps one) or of a detectron2 .pkl."""
+    try:
+        if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                content = ArrayUnpickler(file, encoding="latin1").load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        LookupError,
+        ValueError,
+        TypeError,
+    ) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"weights {path}: this cannot be read as weights: {first}") from error
+    while isinstance(content, dict) and (inner := next((w for w in WRAPPERS if w in content), None)):
+        content = content[inner]
+    if not isinstance(content, dict):
+        raise WeightsError(f"weights {path}: it holds a {type(content).__name__}, not named tensors")
+    try:
+        state = {str(name): torch.as_tensor(v) for name, v in content.items() if hasattr(v, "shape")}
+    except TypeError as error:  # an array of objects
+        raise WeightsError(f"weights {path}: it holds something that is not numbers: {error}") from error
+    if not state:
+        raise WeightsError(f"weights {path}: it holds no tensors")
+    return state
