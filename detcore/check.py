@@ -1,0 +1,147 @@
+"""What can be known about a `train` section before anything is started, without torch.
+
+Problems of kind `recipe` are mistakes wherever the run would go; those of kind `machine` (a data set or
+weights that are not here) say something about this machine only.
+"""
+
+import json
+import mmap
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from detcore.config import Split, Train, describe
+from detcore.weights import fetch
+from detcore.weights.catalogue import CATALOGUE
+
+LARGE = 64 * 2**20  # a larger annotation file is looked into, not read: COCO's takes ten seconds
+
+Problem = dict[str, Any]
+
+
+def check(document: dict[str, Any]) -> dict[str, Any]:
+    """{"train", "resources"} -> {"problems": [{"loc", "message", "kind", "known"?}], "notes": [str]}."""
+    try:
+        train = Train.model_validate(document.get("train"))
+    except ValidationError as error:
+        return {"problems": [describe(finding) for finding in error.errors()], "notes": []}
+    problems, notes = _batch(train, document.get("resources", {}))
+    images = 0
+    for split in ("train", "val"):
+        found, count = _data_set(train, split)
+        problems += found
+        images = count if split == "train" else images
+    problems += _weights(train)
+    notes += _schedule(train, images)
+    return {"problems": problems, "notes": notes}
+
+
+def _batch(train: Train, resources: dict[str, Any]) -> tuple[list[Problem], list[str]]:
+    ranks = resources.get("gpus", 1) * resources.get("nodes", 1)
+    what = "worker" if resources.get("device") == "cpu" else "GPU"
+    batch, parts = train.data.batch, train.schedule.accumulate
+    if batch % (ranks * parts):
+        by = f"{ranks} {what}s" + (f" x {parts} parts (train.schedule.accumulate)" if parts > 1 else "")
+        message = f"`train.data.batch` {batch} cannot be shared out evenly to {by}"
+        return [{"loc": ["train", "data", "batch"], "message": message, "kind": "recipe"}], []
+    share = batch // ranks
+    note = f"{share} image{'s' * (share != 1)} per {what}, batch {batch}"
+    if parts > 1:
+        note += f", worked off {share // parts} at a time"
+    return [], [note]
+
+
+def _schedule(train: Train, images: int) -> list[str]:
+    schedule = train.schedule.scaled(train.data.batch)
+    notes = []
+    if schedule is not train.schedule:
+        notes.append(
+            f"schedule scaled from batch {train.schedule.for_batch} to {train.data.batch}: "
+            f"lr {schedule.optimizer.lr:g}, {schedule.iterations} iterations, steps at {schedule.steps}, "
+            f"warm-up {schedule.warmup.iterations} from {schedule.warmup.factor:g}"
+        )
+    if images:
+        epochs = schedule.iterations * train.data.batch / images
+        notes.append(f"{schedule.iterations} iterations are {epochs:.1f} epochs of {images} images")
+    return notes
+
+
+def _data_set(train: Train, split: str) -> tuple[list[Problem], int]:
+    """Problems with a split, and how many images with objects it has (0: not counted)."""
+    data, where = train.data, ["train", "data", split]
+    paths: Split = getattr(data, split)
+
+    def machine(key: str, message: str) -> tuple[list[Problem], int]:
+        return [{"loc": [*where, key], "message": message, "kind": "machine"}], 0
+
+    images, annotations = data.path(paths.images), data.path(paths.annotations)
+    if not data.path("").is_dir():
+        if split == "val":
+            return [], 0  # said once, for `train`
+        message = f"the data set's folder {data.path('')} does not exist"
+        return [{"loc": ["train", "data", "root"], "message": message, "kind": "machine"}], 0
+    if not images.is_dir():
+        return machine("images", f"the folder of images {images} does not exist")
+    if not annotations.is_file():
+        return machine("annotations", f"the annotation file {annotations} does not exist")
+    try:
+        classes, count = _look_into(annotations)
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        return machine("annotations", f"{annotations} is not a COCO annotation file: {_reason(error)}")
+    if classes != train.model.num_classes:
+        message = f"`train.model.num_classes` is {train.model.num_classes}, but {annotations} has {classes}"
+        return [{"loc": ["train", "model", "num_classes"], "message": message, "kind": "recipe"}], 0
+    return [], count
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
+
+
+def _look_into(path: Path) -> tuple[int, int]:
+    """Number of categories and of images with objects in a COCO file (0 images: too large to count)."""
+    if path.stat().st_size > LARGE:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            start = text.rfind(b'"categories"')
+            if start < 0:
+                raise KeyError("categories")
+            rest = text[start + len('"categories"') : start + LARGE].decode(errors="replace")
+            categories, _ = json.JSONDecoder().raw_decode(rest.lstrip(": \t\r\n"))
+            return len({category["id"] for category in categories}), 0
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it does not hold an object")
+    known = {image["id"] for image in content["images"]}
+    objects = {one["image_id"] for one in content["annotations"] if not one.get("iscrowd", 0)}
+    if not objects & known:
+        raise ValueError("no image in it has an object")
+    return len({category["id"] for category in content["categories"]}), len(objects & known)
+
+
+def _weights(train: Train) -> list[Problem]:
+    backbone = train.model.backbone
+    if backbone.weights is None:
+        return []
+    message, kind, source = fetch.problem(backbone.weights), "machine", CATALOGUE.get(backbone.weights)
+    if source and source.backbone != backbone.name:
+        message, kind = f"{backbone.weights} are weights of {source.backbone}, not {backbone.name}", "recipe"
+    elif source and source.style and source.style != backbone.style:
+        message, kind = (
+            f"{backbone.weights} are weights of style {source.style}, not {backbone.style}",
+            "recipe",
+        )
+    where = ["train", "model", "backbone", "weights"]
+    return [{"loc": where, "message": message, "kind": kind}] if message else []
+
+
+def check_stdin() -> None:
+    """Answer on stdout what was asked on stdin."""
+    try:
+        document = json.load(sys.stdin)
+    except ValueError as error:
+        print(f"error: stdin does not hold JSON ({error})", file=sys.stderr)
+        sys.exit(2)
+    json.dump(check(document), sys.stdout)
+    print()

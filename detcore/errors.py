@@ -1,0 +1,20 @@
+"""The errors of detcore that people see; anything else is a bug and shows its traceback.
+
+DetcoreError
+├── InputError        recipe, data set, weights or arguments are wrong; the same command would fail again
+└── TrainingError     training itself went wrong, and would again (the loss is not finite, ...)
+"""
+
+
+class DetcoreError(Exception):
+    """A failure told in one sentence: what is wrong, where, what to do."""
+
+    exit_status = 1
+
+
+class InputError(DetcoreError):
+    exit_status = 2
+
+
+class TrainingError(DetcoreError):
+    pass
