@@ -1,0 +1,224 @@
+"""The command line: verbs, options, help, exit statuses. What the verbs do is in verbs.py.
+
+Nothing heavy may be imported here: `launch --help` and shell completion pay for it.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher import verbs
+from launcher.errors import LaunchError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Launch(click.Group):
+    """A group whose default command is `run`: `launch RECIPE` is `launch run RECIPE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = args[0] if args else "--help"
+        if first not in self.commands and first not in ("-h", "--help", "--version"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("launch", "RECIPE [OPTIONS] [key=value ...]")
+        formatter.write_usage("launch", "COMMAND ...", prefix="       ")
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        from click.shell_completion import CompletionItem
+
+        return [*super().shell_complete(ctx, incomplete), CompletionItem(incomplete, type="file")]
+
+
+def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from launcher.rundir import all_runs
+
+    return [name for name in ["last", *(run.id for run in all_runs())] if name.startswith(incomplete)]
+
+
+RUN = click.argument("run", shell_complete=complete_run)
+GPUS = click.option("--gpus", type=click.IntRange(1), help="GPUs (with device: cpu, workers) to run on.")
+BACKENDS = click.Choice(["auto", "tmux", "local"])
+BACKEND = click.option("--backend", type=BACKENDS, default="auto", help="auto is tmux where there is one.")
+
+
+@click.group(cls=Launch, context_settings=HELP)
+@click.version_option(package_name="launch-detcore", prog_name="launch")
+def cli() -> None:
+    """Launch multi-GPU training from a recipe, and bring it back when it is preempted.
+
+    \b
+      launch recipes/yolof_r50_1x.yaml --gpus 8
+      launch recipes/yolof_r50_1x.yaml --gpus 8 --dry-run     what would be run
+      launch status                                           what runs, and the last 20
+      launch logs last -f                                     what its window shows
+      launch resume s3://bucket/prefix/USER/RECIPE/RUN        on any machine
+
+    RUN is a name, the beginning of an id, or `last`. Exit status: 0 done, 1 the run failed, 2 the
+    input was wrong. Options of a launch: launch run --help. Completion: eval "$(launch completion bash)".
+    """
+
+
+@cli.command(short_help="Launch a recipe (the word `run` may be left out).")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@GPUS
+@click.option("--nodes", type=click.IntRange(1), help="Machines.")
+@BACKEND
+@click.option("--name", help="Name of the run. Default: the recipe's.")
+@click.option("--follow", is_flag=True, help="Show the log until the end; Ctrl-C leaves the run alone.")
+@click.option("--dry-run", is_flag=True, help="Show what would be run, on any machine; start nothing.")
+@click.option("--freeze", is_flag=True, help="Print the resolved recipe, for bare torchrun; start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The dry run as JSON.")
+def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> int:
+    """Launch RECIPE, with any of its keys set by key=value.
+
+    \b
+      launch recipes/yolof_r50_1x.yaml --gpus 4 train.schedule.optimizer.lr=0.06
+      launch recipes/yolof_r50_1x.yaml --dry-run
+      launch recipes/yolof_r50_1x.yaml --freeze > frozen.yaml
+    """
+    return verbs.run(recipe, overrides, **options)
+
+
+@cli.command()
+@click.argument("run", required=False, shell_complete=complete_run)
+@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
+@click.option("--watch", is_flag=True, help="Draw anew every second.")
+@click.option("--all", "everything", is_flag=True, help="All runs, not only the last 20 ended ones.")
+def status(run: str | None, as_json: bool, watch: bool, everything: bool) -> int:
+    """Show what runs and the last 20, or one RUN in detail."""
+    return verbs.status(run, as_json, watch, everything)
+
+
+@cli.command()
+@RUN
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
+@click.option("--rank", type=click.IntRange(0), help="One worker's own log, of the last attempt.")
+def logs(run: str, follow: bool, rank: int | None) -> int:
+    """Print the log of RUN."""
+    return verbs.logs(run, follow, rank)
+
+
+@cli.command()
+@RUN
+def attach(run: str) -> int:
+    """Go to the window of RUN."""
+    return verbs.attach(run)
+
+
+@cli.command()
+@RUN
+def stop(run: str) -> int:
+    """End RUN: it saves, and no process of it stays alive."""
+    return verbs.stop(run)
+
+
+@cli.command()
+@RUN
+def preempt(run: str) -> int:
+    """Preempt RUN as a cluster would: it saves, leaves and comes back."""
+    return verbs.preempt(run)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN|URL", shell_complete=complete_run)
+@GPUS
+@BACKEND
+@click.option("--follow", is_flag=True, help="Show the log and wait for the end.")
+def resume(run: str, gpus: int | None, backend: str, follow: bool) -> int:
+    """Go on with RUN, or with the run at a store's URL as `launch status RUN` shows it."""
+    return verbs.resume(run, gpus, backend, follow)
+
+
+@cli.command()
+@RUN
+@click.option("--store", is_flag=True, help="In the store too.")
+def rm(run: str, store: bool) -> int:
+    """Delete RUN from this disk; it must have ended."""
+    return verbs.rm(run, store)
+
+
+@cli.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECIPE...")
+def validate(recipes: tuple[Path, ...]) -> int:
+    """Check recipes; start nothing."""
+    return verbs.validate(recipes)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    verbs.schema()
+
+
+@cli.group()
+def store() -> None:
+    """A store of one's own."""
+
+
+@store.command()
+@click.argument("folder", default=".store", type=click.Path(path_type=Path))
+def serve(folder: Path) -> None:
+    """Serve an S3-compatible store from FOLDER, on this machine only, until Ctrl-C."""
+    from launcher.store_server import serve as serve_store
+
+    serve_store(folder)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, shell_complete=complete_run, metavar="[RUN...]")
+def tensorboard(runs: tuple[str, ...]) -> int:
+    """Start TensorBoard over RUNs (default: what `launch status` lists), on 127.0.0.1."""
+    from launcher.tensorboard import serve as serve_boards
+
+    return serve_boards(runs)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete: eval "$(launch completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(cli, {}, "launch", "_LAUNCH_COMPLETE").source())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: every LaunchError is one sentence on stderr and an exit status."""
+    sys.exit(_main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    try:
+        answer = cli.main(argv, prog_name="launch", standalone_mode=False, complete_var="_LAUNCH_COMPLETE")
+        sys.stdout.flush()
+        return answer if isinstance(answer, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except LaunchError as error:
+        click.echo(f"launch: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  {error.hint}", err=True)
+        return error.exit_status
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # `launch logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    main()

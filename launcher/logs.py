@@ -1,0 +1,79 @@
+"""`launch logs`: a run's log, or one worker's, as it stands or as it grows."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from launcher.errors import UserError
+from launcher.rundir import RunDir, read_jsonl
+
+POLL = 0.3  # seconds between looks at a growing file
+TAIL = 4096  # bytes of what was said before that a follower begins with
+CHUNK = 1 << 16
+
+
+def show(run: RunDir, out: BinaryIO, rank: int | None = None) -> None:
+    """Copy the log to `out`. UserError if there is none yet."""
+    path = _log(run, rank)
+    try:
+        with path.open("rb") as file:
+            _copy(file, out)
+    except OSError as error:
+        raise UserError(f"run {run.id} has no log {path.relative_to(run.path)}: {error.strerror}") from None
+
+
+def follow(run: RunDir, out: BinaryIO, over: Callable[[], bool], rank: int | None = None) -> None:
+    """Copy what is added, until `over()` and nothing more comes. Goes on to the log of the next attempt."""
+    path = _log(run, rank)
+    offset = _tail(path)
+    while True:
+        last_round = over()  # asked first: what was written before it was true is still copied
+        copied = _copy_from(path, offset, out)
+        offset += copied
+        newer = path if copied else _log(run, rank)
+        if newer != path:
+            path, offset = newer, 0
+        elif not copied:
+            if last_round:
+                return
+            time.sleep(POLL)
+
+
+def _log(run: RunDir, rank: int | None) -> Path:
+    if rank is None:
+        return run.run_log
+    attempts = [row["attempt"] for row in read_jsonl(run.attempts) if isinstance(row.get("attempt"), int)]
+    return run.rank_log(max(attempts, default=1), rank)
+
+
+def _copy(file: BinaryIO, out: BinaryIO) -> int:
+    copied = 0
+    while chunk := file.read(CHUNK):
+        out.write(chunk)
+        copied += len(chunk)
+    out.flush()
+    return copied
+
+
+def _copy_from(path: Path, offset: int, out: BinaryIO) -> int:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return _copy(file, out)
+    except FileNotFoundError:  # not yet there
+        return 0
+
+
+def _tail(path: Path) -> int:
+    """Where the last lines of what is there now begin."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size <= TAIL:
+                return 0
+            file.seek(size - TAIL)
+            file.readline()  # the rest of a line whose beginning is left out
+            return file.tell()
+    except FileNotFoundError:
+        return 0

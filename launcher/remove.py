@@ -1,0 +1,39 @@
+"""`launch rm`: delete a run that has ended, here and, if told, in the store."""
+
+import shutil
+
+from launcher import lease
+from launcher.errors import UserError
+from launcher.recipe import load_frozen
+from launcher.rundir import RunDir, read_json
+
+
+def remove(run: RunDir, in_store: bool) -> None:
+    """The store first, so that an interrupted removal can be run again. Raises UserError, StoreError."""
+    from launcher import processes
+
+    holder = lease.holder(run)
+    if (holder and holder.alive is not False) or processes.of_run(run.path):
+        raise UserError(f"run {run.id} is running", f"launch stop {run.id}")
+    if in_store:
+        _remove_in_store(run)
+    aside = run.path.with_name(f".{run.id}.removed")  # nobody sees half a run
+    try:
+        run.path.rename(aside)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise UserError(f"cannot delete {run.path}: {error.strerror or error}") from None
+
+
+def _remove_in_store(run: RunDir) -> None:
+    from launcher.storage import StoreSettings, open_store
+
+    url = (read_json(run.run) or {}).get("url")
+    if not url:
+        raise UserError(f"run {run.id} was not mirrored: there is no store to delete it in")
+    settings = load_frozen(run.recipe).storage
+    store = open_store(url, StoreSettings(settings.endpoint, settings.region, settings.profile))
+    # A manifest says that all of its checkpoint is there: so it goes first.
+    keys = sorted((entry.key for entry in store.list()), key=lambda key: not key.endswith("/manifest.json"))
+    for key in keys:
+        store.delete(key)

@@ -1,0 +1,188 @@
+"""What state runs are in, derived from the files of their folders. Reads only, and decides nothing.
+
+An ended run costs one small file; only runs that have not ended are looked at more closely.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher import rundir
+from launcher.rundir import RUN_ID, RunDir, read_json, read_jsonl
+
+RECENT = 20  # ended runs in a listing
+YOUNG = 60.0  # seconds in which a run that nobody holds yet is still on its way up
+SCHEMA = 1
+
+Row = dict[str, Any]
+
+
+def listing(everything: bool = False) -> list[Row]:
+    """A row per run, oldest first: all that have not ended, and of the others the last `RECENT`."""
+    root = rundir.runs_root()
+    try:
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries if RUN_ID.fullmatch(entry.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names.sort(key=lambda name: (name.rsplit("-", 3)[1:], name), reverse=True)
+    rows, ended = [], 0
+    for name in names:
+        path = f"{root}/{name}"
+        final = _final(path)
+        if final is not None:
+            ended += 1
+            if everything or ended <= RECENT:
+                rows.append(_ended(name, final))
+        elif RunDir(Path(path)).run.exists():
+            rows.append(_active(RunDir(Path(path))))
+    return rows[::-1]
+
+
+def row(run: RunDir) -> Row:
+    """The line of one run. The keys are those of `launch status --json`, and stay."""
+    final = _final(str(run.path))
+    return _ended(run.id, final) if final is not None else _active(run)
+
+
+def details(run: RunDir) -> Row:
+    """`row`, and what `launch status RUN` shows below it."""
+    about = read_json(run.run) or {}
+    return row(run) | {
+        "folder": str(run.path),
+        "recipe": about.get("recipe"),
+        "user": about.get("user"),
+        "host": about.get("host"),
+        "backend": about.get("backend"),
+        "git": about.get("git"),
+        "attempt_list": _attempts(run),
+        "checkpoints": _checkpoints(run),
+    }
+
+
+def _final(path: str) -> Row | None:
+    try:
+        with open(f"{path}/final.json", "rb") as file:  # noqa: PTH123 - a thousand of these; Path costs as much again
+            final = json.loads(file.read())
+    except (OSError, ValueError):
+        return None
+    return final if isinstance(final, dict) else None
+
+
+def _ended(name: str, final: Row) -> Row:
+    synced = final.get("synced") or {}
+    return {
+        "id": name,
+        "name": final.get("name"),
+        "state": final.get("state"),
+        "reason": final.get("reason"),
+        "phase": None,
+        "step": final.get("step"),
+        "of": final.get("of"),
+        "loss": None,
+        "eta": None,
+        "metrics": final.get("metrics") or {},
+        "gpus": final.get("gpus"),
+        "attempts": final.get("attempts"),
+        "lost_steps": final.get("lost_steps"),
+        "created": final.get("created"),
+        "ended": final.get("ended"),
+        "url": final.get("url"),
+        "durable": _durable(synced, final.get("url")),
+        "held_on": None,
+    }
+
+
+def _active(run: RunDir) -> Row:
+    about = read_json(run.run) or {}
+    events = read_jsonl(run.attempts)
+    beat = read_json(run.heartbeat) or {}
+    starts = [event for event in events if event.get("event") == "start"]
+    ends = [event for event in events if event.get("event") == "end"]
+    state, reason, host = _state(run, about, starts, ends)
+    now = bool(starts) and beat.get("fence") == starts[-1].get("attempt") and state == "running"
+    if state == "running" and not now:
+        state = "starting"
+    gpus = (starts[-1] if starts else about.get("resources") or {}).get("gpus")
+    return {
+        "id": run.id,
+        "name": about.get("name"),
+        "state": state,
+        "reason": reason,
+        "phase": beat.get("phase") if now else None,
+        "step": beat.get("step", ends[-1].get("step") if ends else None),
+        "of": beat.get("of"),
+        "loss": beat.get("loss") if now else None,
+        "eta": beat.get("eta") if now else None,
+        "metrics": {},
+        "gpus": gpus,
+        "attempts": len(starts),
+        "lost_steps": _lost_steps(ends, beat if now else {}),
+        "created": about.get("created"),
+        "ended": None,
+        "url": about.get("url"),
+        "durable": _durable(read_json(run.synced) or {}, about.get("url")),
+        "held_on": host,
+    }
+
+
+def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple[str, str | None, str | None]:
+    """(state, reason, host) of a run without final.json."""
+    from launcher import lease, processes
+
+    holder = lease.holder(run)
+    last = ends[-1] if ends else {}
+    reason = f"{last.get('state')}: {last.get('reason')}" if ends else None
+    if holder is not None and holder.alive is not False:
+        between = len(ends) >= len(starts) and bool(starts)
+        state = "stopping" if run.stop_requested.exists() else "coming back" if between else "running"
+        return state, reason if between else None, holder.host
+    # Nobody holds it. Between two supervisors its guard lives; right after the start, it is on its way.
+    on_its_way = not starts and 0 <= time.time() - (about.get("created") or 0.0) < YOUNG
+    if on_its_way or processes.of_run(run.path):
+        return ("coming back" if starts else "starting"), reason, None
+    return "lost", f"nobody runs it; launch resume {run.id}", None
+
+
+def _lost_steps(ends: list[Row], beat: Row) -> int:
+    """Steps done twice: where one attempt ended past the beginning of the next."""
+    begins = [end.get("resumed") for end in ends[1:]] + [beat.get("resumed")]
+    pairs = zip(ends, begins, strict=True) if ends else []
+    return sum(max(0, (end.get("step") or 0) - begin) for end, begin in pairs if begin is not None)
+
+
+def _durable(synced: Row, url: object) -> Row | None:
+    """What the store holds: None if the run is not mirrored."""
+    if not url:
+        return None
+    return {key: synced.get(key) for key in ("step", "time", "behind", "away_since", "error")}
+
+
+def _attempts(run: RunDir) -> list[Row]:
+    """One row per attempt, its start and end together."""
+    rows: dict[int, Row] = {}
+    for event in read_jsonl(run.attempts):
+        number = event.get("attempt")
+        if isinstance(number, int):
+            row = rows.setdefault(number, {"attempt": number})
+            if event.get("event") == "start":
+                row |= {"started": event.get("time")} | {k: event.get(k) for k in ("host", "backend", "gpus")}
+            else:
+                names = ("state", "reason", "step", "resumed", "saved", "seconds_to_stop")
+                row |= {"ended": event.get("time")} | {k: event.get(k) for k in names}
+    return [rows[number] for number in sorted(rows)]
+
+
+def _checkpoints(run: RunDir) -> list[Row]:
+    """The checkpoints on disk, newest first, as their manifests tell; nothing is verified here."""
+    found = []
+    for path in run.checkpoints.glob("step-*-fence-*/manifest.json"):
+        manifest = read_json(path) or {}
+        files = manifest.get("files")
+        if isinstance(manifest.get("step"), int) and isinstance(files, dict):
+            size = sum(entry.get("size", 0) for entry in files.values() if isinstance(entry, dict))
+            fence = manifest.get("fence", 0)
+            found.append({"name": path.parent.name, "step": manifest["step"], "fence": fence, "bytes": size})
+    return sorted(found, key=lambda row: (row["fence"], row["step"]), reverse=True)

@@ -1,0 +1,238 @@
+"""What each verb of the command line does. Imports what it needs when it is called, and nothing before."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher.errors import LaunchError, UserError
+
+if TYPE_CHECKING:
+    from launcher.rundir import RunDir
+    from launcher.submit import Plan
+
+ENDED = ("finished", "stopped", "failed")
+
+
+def run(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    gpus: int | None,
+    nodes: int | None,
+    backend: str,
+    name: str | None,
+    follow: bool,
+    dry_run: bool,
+    freeze: bool,
+    as_json: bool,
+) -> int:
+    from launcher import submit
+
+    flags = _flags(gpus=gpus, nodes=nodes)
+    if freeze:
+        from launcher import program
+        from launcher.recipe import parse, resolve
+
+        document = resolve(recipe, overrides, flags)
+        frozen = parse(document)
+        program.check(frozen, document)
+        click.echo(frozen.dump(), nl=False)
+        return 0
+    dry = dry_run or as_json
+    plan = submit.plan(recipe, overrides, flags, name, backend, dry)
+    if not as_json:
+        _tell(plan)
+    if dry:
+        from launcher import preview
+
+        click.echo(json.dumps(preview.as_json(plan), indent=1) if as_json else preview.as_text(plan))
+        return 0
+    submit.create(plan)
+    try:
+        return _start(plan.run, plan.backend, plan.recipe.resources.gpus, follow)
+    except LaunchError:
+        submit.discard(plan.run)
+        raise
+
+
+def status(spec: str | None, as_json: bool, watch: bool, everything: bool) -> int:
+    from launcher import status
+    from launcher.rundir import find_run
+
+    run = find_run(spec) if spec else None
+    if as_json:
+        answer = status.details(run) if run else {"schema": status.SCHEMA, "runs": status.listing(everything)}
+        click.echo(json.dumps(answer, indent=1))
+        return 0
+    from rich.console import Console
+
+    from launcher import show
+
+    def view() -> Any:
+        return show.run_view(run) if run else show.table(status.listing(everything))
+
+    console = Console(highlight=False)
+    if watch:
+        show.watch(console, view, lambda: run is not None and _over(run))
+    else:
+        console.print(view())
+    return 0
+
+
+def logs(spec: str, follow: bool, rank: int | None) -> int:
+    from launcher import logs
+    from launcher.rundir import find_run
+
+    run = find_run(spec)
+    if follow:
+        logs.follow(run, sys.stdout.buffer, lambda: _over(run), rank)
+    else:
+        logs.show(run, sys.stdout.buffer, rank)
+    return 0
+
+
+def attach(spec: str) -> int:
+    from launcher.backends import BACKENDS
+    from launcher.rundir import find_run, read_json
+
+    run = find_run(spec)
+    BACKENDS[(read_json(run.run) or {}).get("backend", "local")].attach(run)
+    return 0
+
+
+def stop(spec: str) -> int:
+    from launcher import control
+    from launcher.rundir import find_run
+
+    run = find_run(spec)
+    _refuse_ended(run)
+    control.stop(run)
+    click.echo(f"{run.id} is stopped; launch resume {run.id} goes on with it")
+    return 0
+
+
+def preempt(spec: str) -> int:
+    from launcher import control
+    from launcher.rundir import find_run
+
+    run = find_run(spec)
+    _refuse_ended(run)
+    control.preempt(run)
+    click.echo(f"{run.id} was preempted and comes back by itself")
+    return 0
+
+
+def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
+    from launcher import lease, submit
+    from launcher.rundir import find_run, read_json
+
+    run = _pull(spec) if "://" in spec else find_run(spec)
+    if (read_json(run.final) or {}).get("state") == "finished":
+        raise UserError(f"run {run.id} is finished; there is nothing to resume")
+    holder = lease.holder(run)
+    if holder is not None and holder.alive:
+        raise UserError(f"run {run.id} is running already: {holder} holds it", f"launch status {run.id}")
+    backend = submit.pick_backend(backend)
+    recipe = submit.check_again(run, _flags(gpus=gpus), backend)
+    return _start(run, backend, recipe.resources.gpus if gpus else None, follow)
+
+
+def rm(spec: str, store: bool) -> int:
+    from launcher import remove
+    from launcher.rundir import find_run
+
+    run = find_run(spec)
+    remove.remove(run, store)
+    click.echo(f"{run.id} is deleted{' here and in the store' if store else ''}")
+    return 0
+
+
+def validate(recipes: tuple[Path, ...]) -> int:
+    from launcher import program
+    from launcher.recipe import parse, resolve
+
+    worst = 0
+    for path in recipes:
+        try:
+            document = resolve(path)
+            findings = program.check(parse(document), document)
+        except UserError as error:
+            click.echo(error.message, err=True)
+            worst = max(worst, error.exit_status)
+            continue
+        for problem in findings.machine:
+            click.echo(f"warning: {document.error([problem])}", err=True)
+        click.echo(f"{path}: good")
+    return worst
+
+
+def schema() -> None:
+    from launcher.recipe import schema
+
+    click.echo(json.dumps(schema(), indent=2))
+
+
+def _flags(**given: int | None) -> dict[str, tuple[str, object]]:
+    """Options as overrides whose origin is told."""
+    said = {key: value for key, value in given.items() if value is not None}
+    return {f"resources.{key}": (f"--{key} {value}", value) for key, value in said.items()}
+
+
+def _tell(plan: "Plan") -> None:
+    for kind, sentences in (("note", plan.notes), ("warning", plan.warnings)):
+        for sentence in sentences:
+            click.echo(f"{kind}: {sentence}", err=True)
+
+
+def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:
+    from launcher.backends import BACKENDS
+
+    if backend == "local":
+        click.echo(f"{run.id} in the foreground; its folder: {run.path}", err=True)
+    answer = BACKENDS[backend].start(run, gpus)
+    if answer is not None:  # it ran in the foreground
+        return 0 if answer == 0 else 1
+    click.echo(f"{run.id} in a {backend} window; its folder: {run.path}")
+    if follow:
+        return _follow(run)
+    for line in (f"launch status {run.id}", f"launch logs {run.id} -f", f"launch attach {run.id}"):
+        click.echo(f"  {line}")
+    return 0
+
+
+def _follow(run: "RunDir") -> int:
+    from launcher import logs
+    from launcher.status import row
+
+    try:
+        logs.follow(run, sys.stdout.buffer, lambda: _over(run))
+    except KeyboardInterrupt:
+        click.echo(
+            f"\n{run.id} goes on; launch logs {run.id} -f looks again, launch stop {run.id} ends it", err=True
+        )
+        return 0
+    return 0 if row(run)["state"] == "finished" else 1
+
+
+def _over(run: "RunDir") -> bool:
+    from launcher.status import row
+
+    return row(run)["state"] in (*ENDED, "lost")
+
+
+def _refuse_ended(run: "RunDir") -> None:
+    from launcher.rundir import read_json
+
+    final = read_json(run.final)
+    if final:
+        raise UserError(f"run {run.id} has ended already: {final.get('state')}")
+
+
+def _pull(url: str) -> "RunDir":
+    from launcher.mirror import pull_run
+    from launcher.rundir import runs_root
+    from launcher.storage import StoreSettings
+
+    return pull_run(url, StoreSettings(), runs_root())
