@@ -91,7 +91,8 @@ def _data_set(train: Train, split: str) -> tuple[list[Problem], int]:
     except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         return machine("annotations", f"{annotations} is not a COCO annotation file: {_reason(error)}")
     if classes != train.model.num_classes:
-        message = f"`train.model.num_classes` is {train.model.num_classes}, but {annotations} has {classes}"
+        have = f"{annotations} has {classes} categories"
+        message = f"`train.model.num_classes` is {train.model.num_classes}, but {have}"
         return [{"loc": ["train", "model", "num_classes"], "message": message, "kind": "recipe"}], 0
     return [], count
 
@@ -124,14 +125,12 @@ def _weights(train: Train) -> list[Problem]:
     backbone = train.model.backbone
     if backbone.weights is None:
         return []
-    message, kind, source = fetch.problem(backbone.weights), "machine", CATALOGUE.get(backbone.weights)
+    name, source = backbone.weights, CATALOGUE.get(backbone.weights)
+    message, kind = fetch.problem(name), "machine"
     if source and source.backbone != backbone.name:
-        message, kind = f"{backbone.weights} are weights of {source.backbone}, not {backbone.name}", "recipe"
+        message, kind = f"{name} are weights of {source.backbone}, not {backbone.name}", "recipe"
     elif source and source.style and source.style != backbone.style:
-        message, kind = (
-            f"{backbone.weights} are weights of style {source.style}, not {backbone.style}",
-            "recipe",
-        )
+        message, kind = f"{name} are weights of style {source.style}, not {backbone.style}", "recipe"
     where = ["train", "model", "backbone", "weights"]
     return [{"loc": where, "message": message, "kind": kind}] if message else []
 

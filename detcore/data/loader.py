@@ -1,0 +1,132 @@
+"""From samples to padded batches, in loader processes that outlive signals meant for others."""
+
+import ctypes
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from detcore.config import Augment, Resize
+from detcore.data.coco import Coco
+from detcore.data.order import Sample
+from detcore.data.transforms import Boxes, Labels, Pixels, augment, read_image, resize
+from detcore.errors import InputError
+from detcore.ops.targets import Targets
+
+STRIDE = 32  # batches are padded to multiples of it
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+
+
+class Batch(NamedTuple):
+    """images (N, 3, H, W) uint8 RGB, in memory (N, H, W, 3), zero beyond the true sizes (N, 2) (h, w);
+    index (N,): which images of the data set."""
+
+    images: Tensor
+    sizes: Tensor
+    targets: Targets
+    index: Tensor
+
+
+Item = tuple[Pixels, Boxes, Labels, int]
+
+
+class TrainingSet(Dataset[Item | InputError]):
+    """Sample (epoch, index) -> augmented image; the draws depend on (seed, epoch, index) alone."""
+
+    def __init__(self, coco: Coco, how: Augment, seed: int) -> None:
+        self.coco, self.how, self.seed = coco, how, seed
+
+    def __getitem__(self, sample: Sample) -> Item | InputError:
+        epoch, index = sample
+        rng = np.random.default_rng([self.seed, 3, epoch, index])
+        try:
+            image = read_image(self.coco.folder / self.coco.files[index], tuple(self.coco.sizes[index]))
+        except InputError as error:
+            return error
+        return *augment(image, *self.coco.objects(index), self.how, rng), index
+
+
+class TestSet(Dataset[Item | InputError]):
+    """Index -> resized image, with its boxes in the resized image's pixels."""
+
+    def __init__(self, coco: Coco, how: Resize) -> None:
+        self.coco, self.how = coco, how
+
+    def __getitem__(self, index: int) -> Item | InputError:
+        boxes, labels = self.coco.objects(index)
+        try:
+            image = read_image(self.coco.folder / self.coco.files[index], tuple(self.coco.sizes[index]))
+        except InputError as error:
+            return error
+        image, boxes = resize(image, boxes, self.how.short, self.how.max)
+        return np.asarray(image), boxes, labels, index
+
+
+def collate(items: list[Item | InputError]) -> Batch | InputError:
+    """One padded batch. An error travels as a value: raised in a loader process it would come out as a
+    traceback."""
+    good: list[Item] = []
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+        good.append(item)
+    sizes = [pixels.shape[:2] for pixels, *_ in good]
+    height, width = (-(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
+    canvas = torch.zeros(len(good), height, width, 3, dtype=torch.uint8)
+    objects = max(1, *(len(labels) for _, _, labels, _ in good))
+    targets = Targets(torch.zeros(len(good), objects, 4), torch.full((len(good), objects), -1))
+    for row, (pixels, boxes, labels, _) in enumerate(good):
+        canvas[row, : pixels.shape[0], : pixels.shape[1]] = torch.from_numpy(np.ascontiguousarray(pixels))
+        targets.boxes[row, : len(boxes)] = torch.from_numpy(boxes)
+        targets.labels[row, : len(labels)] = torch.from_numpy(labels)
+    index = torch.tensor([item[3] for item in good])
+    return Batch(canvas.permute(0, 3, 1, 2), torch.tensor(sizes), targets, index)
+
+
+def batches(
+    dataset: Dataset[Item | InputError],
+    samples: Iterable[list[Sample]] | Iterable[list[int]],
+    workers: int,
+    pin: bool,
+) -> Iterator[Batch]:
+    """Batches in the order of `samples`, whatever the number of workers. Raises InputError for an image
+    that cannot be read."""
+    loader: DataLoader[Batch | InputError] = DataLoader(
+        dataset,
+        batch_sampler=samples,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_stay if workers else None,
+    )
+    with _held():
+        iterator = iter(loader)
+    for batch in iterator:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def _held() -> Iterator[None]:
+    """No stop signal reaches a loader process before it ignores them: one blocked here is blocked there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stay(worker: int) -> None:
+    """A loader process lives exactly as long as its rank: signals are the rank's to handle, and the kernel
+    ends the process when the rank is gone."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG, prctl(2)
