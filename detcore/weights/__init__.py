@@ -7,6 +7,11 @@ loading     into a backbone or a detector
 `catalogue` and `fetch` import no torch, so that a recipe can be checked quickly.
 """
 
+from detcore.errors import InputError
+from detcore.weights.catalogue import CATALOGUE
 
-class WeightsError(ValueError):
-    """Weights that cannot be had or do not fit, in a sentence or two."""
+__all__ = ["CATALOGUE", "WeightsError"]
+
+
+class WeightsError(InputError):
+    """Weights that cannot be had, are damaged or do not fit."""

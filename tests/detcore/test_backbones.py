@@ -1,0 +1,96 @@
+"""Backbones: shapes, freezing, norms, pixels. Their numbers are compared in test_fixtures_backbones.py."""
+
+import pytest
+import torch
+from torch import nn
+
+from detcore.backbones import BACKBONES, build_backbone
+from detcore.backbones.layers import CAFFE_PIXELS, FrozenBatchNorm2d, Normalize
+from detcore.backbones.mobilenetv2 import MobileNetV2
+from detcore.backbones.resnet import ResNet
+from detcore.config import Backbone
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_backbone_gives_what_it_announces(name: str) -> None:
+    backbone = build_backbone(Backbone(name=name, width=0.25, norm="bn"))
+    (c5,) = backbone(torch.rand(2, 3, 64, 96))
+    assert backbone.strides == (32,) and c5.shape == (2, *backbone.channels, 2, 3)
+
+
+@pytest.mark.parametrize(
+    # Weights without the classifier, as torchvision counts them.
+    ("name", "count"),
+    [("resnet18", 11_176_512), ("resnet34", 21_284_672), ("resnet50", 23_508_032), ("resnet101", 42_500_160),
+     ("mobilenetv2", 2_223_872)],
+)  # fmt: skip
+def test_full_width_is_the_published_network(name: str, count: int) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(Backbone(name=name, norm="bn"))
+    assert sum(p.numel() for p in backbone.parameters()) == count
+
+
+def test_taps_give_the_pyramid() -> None:
+    resnet = ResNet(18, taps=("res2", "res3", "res4", "res5"), stem=8, middle=(8, 16, 24, 32))
+    assert resnet.strides == (4, 8, 16, 32) and resnet.channels == (8, 16, 24, 32)
+    assert [f.shape[-1] for f in resnet(torch.rand(1, 3, 64, 64))] == [16, 8, 4, 2]
+    mobile = MobileNetV2(0.25, taps=("layer2", "layer3", "layer5", "conv2"))
+    assert mobile.strides == (4, 8, 16, 32)
+    features = mobile(torch.rand(2, 3, 64, 64))
+    assert [f.shape[1] for f in features] == list(mobile.channels)
+    assert [f.shape[-1] for f in features] == [16, 8, 4, 2]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2"])
+@pytest.mark.parametrize("freeze", [0, 1, 2, 5])
+def test_frozen_stages_do_not_learn_even_statistics(name: str, freeze: int) -> None:
+    backbone = build_backbone(Backbone(name=name, width=0.25, norm="bn", freeze=freeze)).train()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    optimizer = torch.optim.SGD(
+        [p for p in backbone.parameters() if p.requires_grad] or [nn.Parameter(torch.zeros(1))], 0.1
+    )
+    output = backbone(torch.rand(2, 3, 64, 64))[0].square().mean()
+    if output.requires_grad:
+        output.backward()
+    optimizer.step()
+    changed = {
+        key.split(".")[0] for key, value in backbone.state_dict().items() if not value.equal(before[key])
+    }
+    stages = {
+        "resnet50": [{"stem"}, {"res2"}, {"res3"}, {"res4"}, {"res5"}],
+        "mobilenetv2": [{"conv1", "layer1"}, {"layer2"}, {"layer3"}, {"layer4", "layer5"},
+                        {"layer6", "layer7", "conv2"}],
+    }[name]  # fmt: skip
+    assert changed == set().union(*stages[freeze:])
+
+
+def test_frozen_batch_norm_is_batch_norm_in_eval_mode() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        k: torch.rand(6, generator=generator) + 0.5 for k in ("weight", "bias", "running_mean", "running_var")
+    }
+    frozen, plain = FrozenBatchNorm2d(6), nn.BatchNorm2d(6).eval()
+    frozen.load_state_dict(state)
+    plain.load_state_dict(state, strict=False)
+    x = torch.randn(2, 6, 5, 5, generator=generator)
+    torch.testing.assert_close(frozen(x), plain(x), atol=1e-6, rtol=1e-5)
+    assert not list(frozen.parameters())
+    assert frozen(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_pixels_are_normalised_and_padding_is_zero_whatever_lies_there() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    got = Normalize(CAFFE_PIXELS)(images, torch.tensor([[8, 5], [3, 8]]))
+    wanted = images.flip(1).float() - torch.tensor([103.53, 116.28, 123.675])[:, None, None]
+    torch.testing.assert_close(got[0, :, :, :5], wanted[0, :, :, :5])
+    torch.testing.assert_close(got[1, :, :3], wanted[1, :, :3])
+    assert not got[0, :, :, 5:].any() and not got[1, :, 3:].any()
+
+
+def test_a_style_brings_its_pixels() -> None:
+    assert build_backbone(Backbone(name="resnet18", style="caffe")).pixels.order == "BGR"
+    assert build_backbone(Backbone(name="resnet18", style="torchvision")).pixels.std == (
+        58.395,
+        57.12,
+        57.375,
+    )
