@@ -149,6 +149,7 @@ class S3Store(Store):
     def _speaking(self, key: str = "") -> Iterator[None]:
         """botocore's errors in the store's words; what they say never holds a secret or a signature."""
         from botocore import exceptions as botocore
+        from botocore.parsers import ResponseParserError
 
         try:
             yield
@@ -160,8 +161,8 @@ class S3Store(Store):
                 f"no usable credentials for {self._where}: {error}",
                 "set storage.profile or AWS_PROFILE to a profile of ~/.aws/credentials",
             ) from error
-        except (botocore.HTTPClientError, botocore.ResponseParserError,
-                botocore.IncompleteReadError, botocore.MetadataRetrievalError) as error:  # fmt: skip
+        except (botocore.ConnectionError, botocore.HTTPClientError, botocore.IncompleteReadError,
+                botocore.MetadataRetrievalError, ResponseParserError) as error:  # fmt: skip
             raise StoreAway(f"{self._where} does not answer ({type(error).__name__})") from error
         except (botocore.BotoCoreError, ValueError) as error:
             raise StoreError(f"{self._settings.endpoint or self.url} cannot be used: {error}") from error
