@@ -24,17 +24,20 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def check(recipe: Recipe, document: Document) -> Findings:
-    """Ask the program's own check. Raises RecipeError with what is wrong with the recipe itself."""
+def check(recipe: Recipe, document: Document, code: Path | None = None) -> Findings:
+    """Ask the program's own check; a program of a snapshot is looked for in `code` first.
+
+    Raises RecipeError with what is wrong with the recipe itself."""
     findings = Findings()
     program = recipe.program
-    if program.script is not None and not Path(program.script).is_file():
+    places = [place for place in (code, Path.cwd()) if place]
+    if program.script is not None and not any((place / program.script).is_file() for place in places):
         wrong = f"there is no script {program.script} here; the path goes from the working directory"
         raise document.error([Problem(("program", "script"), wrong)])
-    if program.module and not program.check and not _importable(program.module):
+    if program.module and not program.check and not _importable(program.module, places):
         raise document.error([Problem(("program", "module"), _no_module(program.module))])
     if program.check:
-        answer = _ask(program.check, recipe, document)
+        answer = _ask(program.check, recipe, document, places)
         problems = [_problem(said) for said in answer.get("problems", [])]
         wrong_in_recipe = [problem for kind, problem in problems if kind == "recipe"]
         if wrong_in_recipe:
@@ -47,11 +50,11 @@ def check(recipe: Recipe, document: Document) -> Findings:
     return findings
 
 
-def _ask(module: str, recipe: Recipe, document: Document) -> dict[str, Any]:
+def _ask(module: str, recipe: Recipe, document: Document, places: list[Path]) -> dict[str, Any]:
     resources = recipe.resources.model_dump(include={"gpus", "nodes", "device", "min_gpus"})
     question = json.dumps({"train": recipe.train, "resources": resources})
-    argv = [sys.executable, "-m", module, "--check"]
-    environ = _environment() | recipe.env.vars
+    argv = [sys.executable, "-P", "-m", module, "--check"]
+    environ = _environment(places) | recipe.env.vars
     try:
         done = subprocess.run(
             argv, input=question, capture_output=True, text=True, timeout=CHECK_PATIENCE, env=environ
@@ -76,17 +79,17 @@ def _problem(said: dict[str, Any]) -> tuple[str, Problem]:
     return said.get("kind", "recipe"), Problem(loc, str(said["message"]), known)
 
 
-def _environment() -> dict[str, str]:
-    """As the program will have it: modules are found in the working directory too."""
-    path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+def _environment(places: list[Path]) -> dict[str, str]:
+    """As the program will have it: modules are found in the snapshot or the working directory."""
+    path = os.pathsep.join([*map(str, places), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path}
 
 
-def _importable(module: str) -> bool:
+def _importable(module: str, places: list[Path]) -> bool:
     # In a process of its own: looking a module up runs the code of the package that it is in.
     look = "import sys, importlib.util as u; sys.exit(u.find_spec(sys.argv[1]) is None)"
-    argv = [sys.executable, "-c", look, module]
-    return subprocess.run(argv, capture_output=True, env=_environment()).returncode == 0
+    argv = [sys.executable, "-P", "-c", look, module]
+    return subprocess.run(argv, capture_output=True, env=_environment(places)).returncode == 0
 
 
 def _no_module(module: str) -> str:

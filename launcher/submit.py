@@ -66,11 +66,23 @@ def check_again(run: RunDir, flags: Flags, backend: str) -> Recipe:
     """What a resumed run needs of this machine, which may not be the one that it came from."""
     document = resolve(run.recipe, (), flags)
     recipe = parse(document)
-    findings = program.check(recipe, document)
+    prefix = ((rundir.read_json(run.run) or {}).get("git") or {}).get("prefix") or ""
+    findings = program.check(recipe, document, run.code / prefix)
     if findings.machine:
         raise document.error(findings.machine)
     _backend_check(backend, recipe)
     return recipe
+
+
+def adopt(run: RunDir, recipe: Recipe, backend: str, elsewhere: bool) -> None:
+    """Tell run.json where the run goes on. The caller knows that nobody holds the run."""
+    record = rundir.read_json(run.run) or {}
+    changed = record | {"backend": backend}
+    if elsewhere:
+        env = environment.frozen_env(os.environ, recipe.env.keep)
+        changed |= {"host": socket.gethostname(), "workdir": str(Path.cwd()), "env": env}
+    if changed != record:
+        rundir.write_json(run.run, changed)
 
 
 def create(plan: Plan) -> None:

@@ -128,7 +128,8 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
     from launcher import lease, submit
     from launcher.rundir import find_run, read_json
 
-    run = _pull(spec) if "://" in spec else find_run(spec)
+    elsewhere = "://" in spec
+    run = _pull(spec) if elsewhere else find_run(spec)
     if (read_json(run.final) or {}).get("state") == "finished":
         raise UserError(f"run {run.id} is finished; there is nothing to resume")
     holder = lease.holder(run)
@@ -136,6 +137,7 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
         raise UserError(f"run {run.id} is running already: {holder} holds it", f"launch status {run.id}")
     backend = submit.pick_backend(backend)
     recipe = submit.check_again(run, _flags(gpus=gpus), backend)
+    submit.adopt(run, recipe, backend, elsewhere)
     return _start(run, backend, recipe.resources.gpus if gpus else None, follow)
 
 
