@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import verbs
-from launcher.errors import LaunchError
+from launcher.errors import LaunchError, UserError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -24,8 +24,8 @@ class Launch(click.Group):
     """A group whose default command is `run`: `launch RECIPE` is `launch run RECIPE`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        first = args[0] if args else "--help"
-        if first not in self.commands and first not in ("-h", "--help", "--version"):
+        args = args or ["--help"]
+        if args[0] not in self.commands and args[0] not in ("-h", "--help", "--version"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -87,7 +87,17 @@ def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> int:
       launch recipes/yolof_r50_1x.yaml --dry-run
       launch recipes/yolof_r50_1x.yaml --freeze > frozen.yaml
     """
+    if not recipe.exists() and not recipe.suffix:
+        _refuse_misspelt_verb(str(recipe))
     return verbs.run(recipe, overrides, **options)
+
+
+def _refuse_misspelt_verb(word: str) -> None:
+    import difflib
+
+    near = difflib.get_close_matches(word, cli.commands, 1)
+    if near:
+        raise UserError(f"{word} is neither a verb nor a recipe; did you mean `launch {near[0]}`?")
 
 
 @cli.command()
@@ -96,7 +106,7 @@ def run(recipe: Path, overrides: tuple[str, ...], **options: Any) -> int:
 @click.option("--watch", is_flag=True, help="Draw anew every second.")
 @click.option("--all", "everything", is_flag=True, help="All runs, not only the last 20 ended ones.")
 def status(run: str | None, as_json: bool, watch: bool, everything: bool) -> int:
-    """Show what runs and the last 20, or one RUN in detail."""
+    """Show what runs, or one RUN in detail."""
     return verbs.status(run, as_json, watch, everything)
 
 
@@ -119,14 +129,16 @@ def attach(run: str) -> int:
 @cli.command()
 @RUN
 def stop(run: str) -> int:
-    """End RUN: it saves, and no process of it stays alive."""
+    """End RUN: it saves, and nothing of it stays."""
     return verbs.stop(run)
 
 
 @cli.command()
 @RUN
 def preempt(run: str) -> int:
-    """Preempt RUN as a cluster would: it saves, leaves and comes back."""
+    """Preempt RUN: it saves, leaves, comes back.
+
+    The same path as a cluster's signal takes. Returns when no process of the attempt is alive."""
     return verbs.preempt(run)
 
 
@@ -136,7 +148,10 @@ def preempt(run: str) -> int:
 @BACKEND
 @click.option("--follow", is_flag=True, help="Show the log and wait for the end.")
 def resume(run: str, gpus: int | None, backend: str, follow: bool) -> int:
-    """Go on with RUN, or with the run at a store's URL as `launch status RUN` shows it."""
+    """Go on with a run that has ended or was lost.
+
+    RUN is one of this disk; a URL is a run in a store, as `launch status RUN` shows it: it is brought here.
+    """
     return verbs.resume(run, gpus, backend, follow)
 
 
@@ -178,7 +193,11 @@ def serve(folder: Path) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, shell_complete=complete_run, metavar="[RUN...]")
 def tensorboard(runs: tuple[str, ...]) -> int:
-    """Start TensorBoard over RUNs (default: what `launch status` lists), on 127.0.0.1."""
+    """Start TensorBoard over runs.
+
+    Over those that are named, or all that `launch status` lists; on 127.0.0.1 and a free port, with the ssh
+    line for another machine.
+    """
     from launcher.tensorboard import serve as serve_boards
 
     return serve_boards(runs)
@@ -187,7 +206,11 @@ def tensorboard(runs: tuple[str, ...]) -> int:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete: eval "$(launch completion bash)"."""
+    """Print a shell's completion.
+
+    \b
+      eval "$(launch completion bash)"     in ~/.bashrc
+    """
     from click.shell_completion import get_completion_class
 
     made = get_completion_class(shell)
