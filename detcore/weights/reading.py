@@ -55,8 +55,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ValueError,
         TypeError,
     ) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"weights {path}: this cannot be read as weights: {first}") from error
+        raise WeightsError(f"weights {path}: this cannot be read as weights: {_reason(error)}") from error
     while isinstance(content, dict) and (inner := next((w for w in WRAPPERS if w in content), None)):
         content = content[inner]
     if not isinstance(content, dict):
@@ -68,3 +67,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not state:
         raise WeightsError(f"weights {path}: it holds no tensors")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """One line; of torch's many the one that says what it met, not its advice to trust the file."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if "Unpickler error" in line), lines[0])
