@@ -70,6 +70,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """One line; of torch's many the one that says what it met, not its advice to trust the file."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if "Unpickler error" in line), lines[0])
+    """One line. torch wraps what it met into advice to trust the file; what it met is underneath."""
+    lines = str(error.__context__ or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
