@@ -125,7 +125,7 @@ def _ports(folder: Path) -> dict[str, int]:
     except (OSError, ValueError):
         port = _free_port(taken)
         _write_private(path, f"{port}\n")
-    if not _is_free(port):
+    if not is_free(port):
         raise UserError(
             f"port {port}, which this store has used before, is taken by another program",
             f"stop that program, or delete {path} to get a new port and source env.sh again",
@@ -137,13 +137,14 @@ def _ports(folder: Path) -> dict[str, int]:
 def _free_port(taken: set[int]) -> int:
     for _ in range(1000):
         port = random.randrange(20_000, 32_000)  # below Linux's ephemeral ports
-        if port not in taken and _is_free(port):
+        if port not in taken and is_free(port):
             taken.add(port)
             return port
     raise LaunchError("no free port was found between 20000 and 32000")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether weed could listen on `port` of the loopback, and on its companion."""
     for number in (port, port + GRPC):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

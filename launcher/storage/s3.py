@@ -109,13 +109,14 @@ class S3Store(Store):
         try:
             with self._speaking(key):
                 answer = self._client.put_object(**self._name(key), Body=data, **condition)
-        except NotFound as error:  # If-Match, and the object is gone
-            raise PreconditionFailed(str(error)) from error
-        except PreconditionFailed:
+        except (PreconditionFailed, NotFound) as error:
             # boto3 sends a request again whose answer was lost: then what is in our way is our own object.
-            found, etag = self.get_bytes(key) if len(data) <= MAX_DOCUMENT else (b"", "")
+            try:
+                found, etag = self.get_bytes(key)
+            except NotFound:
+                found = None
             if found != data:
-                raise
+                raise PreconditionFailed(str(error)) from error
             return etag
         return str(answer["ETag"])
 

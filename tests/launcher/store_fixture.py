@@ -1,10 +1,9 @@
 """A real SeaweedFS server for tests: `with weed(folder) as server: ...`, in any test module.
 
-Inside the block `os.environ` points at the server, so that stores opened here and processes started here
-reach it; `server.env` holds the same variables for processes that get an environment of their own.
+It takes a second to start, so a module shares one, and each test that wants it calls `server.use(monkeypatch)`:
+then stores opened here and processes started here reach it.
 """
 
-import os
 import shlex
 import signal
 import subprocess
@@ -14,7 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from launcher.storage import Store, StoreSettings, open_store
+from launcher.store_server import is_free
 
 SERVE = "import sys, pathlib, launcher.store_server as s; s.serve(pathlib.Path(sys.argv[1]))"
 UNSET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
@@ -33,6 +35,13 @@ class Weed:
         lines = [line for line in self.env_sh.read_text().splitlines() if line.startswith("export ")]
         return dict(shlex.split(line)[1].split("=", 1) for line in lines)
 
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Point this test's environment at the server, as `source env.sh` does."""
+        for name, value in self.env.items():
+            monkeypatch.setenv(name, value)
+        for name in UNSET:
+            monkeypatch.delenv(name, raising=False)
+
     @property
     def env_sh(self) -> Path:
         return self.folder / "env.sh"
@@ -42,8 +51,20 @@ class Weed:
         env = self.env
         return StoreSettings(env["AWS_ENDPOINT_URL"], env["AWS_DEFAULT_REGION"], env["AWS_PROFILE"])
 
-    def store(self, prefix: str) -> Store:
+    @property
+    def secret(self) -> str:
+        """What must stand nowhere but in the server's own folder."""
+        return (self.folder / "credentials").read_text().split("aws_secret_access_key = ")[1].split()[0]
+
+    def store(self, prefix: str = "") -> Store:
         return open_store(f"s3://runs/{prefix}", self.settings)
+
+    def files(self, prefix: str = "") -> dict[str, bytes]:
+        """All that is in the bucket below `prefix`."""
+        with pytest.MonkeyPatch.context() as patch:
+            self.use(patch)
+            store = self.store(prefix)
+            return {entry.key: store.get_bytes(entry.key)[0] for entry in store.list()}
 
     def start(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", SERVE, str(self.folder)],
@@ -67,32 +88,23 @@ class Weed:
     def _end(self, number: int) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(30)
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+            self.process.communicate(timeout=30)
             self.process = None
             self._wait_for_port()
 
     def _wait_for_port(self) -> None:
-        from launcher.store_server import _is_free
-
         port = int((self.folder / "port").read_text())
         deadline = time.monotonic() + 30
-        while not _is_free(port) and time.monotonic() < deadline:
+        while not is_free(port) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
 @contextmanager
 def weed(folder: Path) -> Iterator[Weed]:
-    """A running server in `folder`, and os.environ pointing at it."""
-    server, before = Weed(folder), dict(os.environ)
+    """A running server in `folder`; whatever became of it in between, it is gone at the end."""
+    server = Weed(folder)
     server.start()
     try:
-        os.environ.update(server.env)
-        for name in UNSET:
-            os.environ.pop(name, None)
         yield server
     finally:
         server.kill()
-        os.environ.clear()
-        os.environ.update(before)
