@@ -9,11 +9,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher import rank
-from launcher.recipe import Recipe
 from launcher.rundir import RunDir
+
+if TYPE_CHECKING:
+    from launcher.recipe import Recipe
 
 # Of an outer job or an outer torchrun: a worker that inherited them would take itself for somebody else.
 # SLURM_CPU_BIND of an outer step pins all workers to its few cores. SLURM_CONF only says where Slurm is.
@@ -33,7 +35,7 @@ class Command:
 
 
 def command(
-    recipe: Recipe, run: RunDir, attempt: int, gpus: int, record: Mapping[str, Any], base: Mapping[str, str]
+    recipe: "Recipe", run: RunDir, attempt: int, gpus: int, record: Mapping[str, Any], base: Mapping[str, str]
 ) -> Command:
     """What starts attempt `attempt` of `run` on `gpus` workers.
 
@@ -87,7 +89,7 @@ def clean(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _program(recipe: Recipe, run: RunDir, record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _program(recipe: "Recipe", run: RunDir, record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The program's own arguments of python, and what PYTHONPATH begins with: the snapshot in code/."""
     workdir, git = Path(record["workdir"]), record.get("git") or {}
     here = run.code / (git.get("prefix") or "")  # the working directory, as it is in the snapshot

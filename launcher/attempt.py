@@ -1,0 +1,92 @@
+"""One attempt: torchrun from its start until no process of it is alive."""
+
+import signal
+import subprocess
+import time
+from typing import Any
+
+from launcher import processes
+from launcher.console import Tail
+from launcher.rundir import RunDir, read_json
+from launcher.torchrun import Command
+
+KILL_AFTER = 1.0  # seconds that torchrun, after its own SIGKILL to the workers, has to say so
+LINGER = 5.0  # seconds that helpers of a finished program have to end by themselves
+
+
+class Attempt:
+    """torchrun in a session of its own: a Ctrl-C or a closed window reaches it only through the supervisor.
+
+    The supervisor polls `running`; `stop` asks once and never waits. Raises OSError if it cannot be started.
+    """
+
+    def __init__(self, run: RunDir, number: int, command: Command) -> None:
+        self.run, self.number = run, number
+        self.exit_status: int | None = None
+        self.stopping_since: float | None = None  # on the monotonic clock
+        self._deadline = 0.0
+        self._words = Tail(run.rank_log(number, 0))
+        run.attempt_logs(number).mkdir(parents=True, exist_ok=True)
+        with run.torchrun_log(number).open("ab") as log:
+            self._torchrun = subprocess.Popen(
+                command.argv,
+                env=command.env,
+                cwd=command.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether torchrun lives. Past the deadline of `stop` everything of the attempt is killed here."""
+        self.exit_status = self._torchrun.poll()
+        if self.exit_status is None and self.stopping_since is not None and time.monotonic() > self._deadline:
+            for process in self.processes():
+                process.signal(signal.SIGKILL)
+        return self.exit_status is None
+
+    def stop(self, grace: float) -> None:
+        """SIGTERM to torchrun, which passes it on; SIGKILL to all of it when `grace` seconds are over."""
+        self.stopping_since = time.monotonic()
+        self._deadline = self.stopping_since + grace + KILL_AFTER
+        self._torchrun.terminate()
+
+    def remaining(self, grace: float) -> float:
+        """Seconds that processes which torchrun left behind have to save."""
+        if self.stopping_since is not None:
+            return max(0.0, self._deadline - time.monotonic())
+        return grace if self.exit_status else min(grace, LINGER)
+
+    def processes(self) -> list[processes.Process]:
+        return processes.of_attempts(self.run.path, self.number)
+
+    def words(self, last: bool = False) -> bytes:
+        """What rank 0 has said since the last call, in whole lines."""
+        return self._words.read(last)
+
+    def heartbeat(self) -> dict[str, Any] | None:
+        """The heartbeat, if it is this attempt's."""
+        beat = read_json(self.run.heartbeat)
+        return beat if beat and beat.get("fence") == self.number else None
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The outcome, if it is this attempt's."""
+        outcome = read_json(self.run.outcome)
+        return outcome if outcome and outcome.get("fence") == self.number else None
+
+
+class Pulse:
+    """Whether a heartbeat moves, on the monotonic clock of whoever looks."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[object, ...] = ()
+        self._since = time.monotonic()
+
+    def still(self, beat: dict[str, Any]) -> float:
+        """Seconds for which phase and counter have been what they are."""
+        now = (beat.get("phase"), beat.get("counter"))
+        if now != self._seen:
+            self._seen, self._since = now, time.monotonic()
+        return time.monotonic() - self._since

@@ -1,0 +1,24 @@
+"""In the foreground of the caller's terminal: Ctrl-C stops the run gracefully."""
+
+import os
+
+from launcher.errors import UserError
+from launcher.recipe import Recipe
+from launcher.rundir import RunDir, read_json
+
+
+class Local:
+    def check(self, recipe: Recipe) -> None:
+        """Nothing is needed."""
+
+    def start(self, run: RunDir, gpus: int | None) -> int:
+        from launcher.guard import Guard
+
+        frozen = (read_json(run.run) or {}).get("env", {})
+        return Guard(run, gpus, os.environ | frozen).run()
+
+    def attach(self, run: RunDir) -> None:
+        raise UserError(
+            f"run {run.id} has no window: it was started in the foreground of a terminal",
+            f"`launch logs {run.id} -f` shows what it says.",
+        )

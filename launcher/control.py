@@ -1,0 +1,72 @@
+"""`launch stop` and `launch preempt`: ask the supervisor that holds the run, wait until nothing is left."""
+
+import signal
+import time
+
+from launcher import history, processes
+from launcher.errors import LaunchError, Taken, UserError
+from launcher.lease import Holder, holder
+from launcher.recipe import load_frozen
+from launcher.restart import TAKEN
+from launcher.rundir import RunDir, read_json
+from launcher.supervise import Supervisor
+
+MARGIN = 60.0  # seconds beyond the grace period for last files on their way to the store
+
+
+def stop(run: RunDir) -> None:
+    """End the run; no process of it is alive afterwards.
+
+    Raises UserError if it has ended, is being stopped already, or is held on another host.
+    """
+    final = read_json(run.final)
+    held = _holder_here(run)
+    if held is None and final is not None:
+        raise UserError(f"run {run.id} has ended already ({final.get('state')})")
+    if held and run.stop_requested.exists() and final is None:
+        raise UserError(f"run {run.id} is being stopped already", f"See `launch status {run.id}`.")
+    run.stop_requested.touch()
+    if held is None and not processes.of_run(run.path):
+        _conclude(run)
+    patience = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE + MARGIN
+    if not processes.gone(lambda: processes.of_run(run.path), patience):
+        processes.kill(lambda: processes.of_run(run.path))
+    if read_json(run.final) is None:  # killed, or its guard had been alone
+        _conclude(run)
+
+
+def preempt(run: RunDir) -> None:
+    """End the attempt that runs now, as a cluster would; its supervisor brings the run back.
+
+    No process of that attempt is alive afterwards. Raises UserError if there is none here.
+    """
+    held = _holder_here(run)
+    if held is None:
+        raise UserError(f"run {run.id} is not running", f"`launch status {run.id}` says why.")
+    attempt = history.unfinished(run)
+    if attempt is None:
+        raise UserError(f"run {run.id} is between two attempts: there is nothing to preempt", "Try again.")
+    supervisor = processes.inspect(held.pid)
+    if supervisor is None:
+        raise UserError(f"run {run.id} lost its supervisor just now, and is coming back", "Try again.")
+    supervisor.signal(signal.SIGTERM)
+    patience = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE
+    deadline = time.monotonic() + patience
+    while history.unfinished(run) == attempt or processes.of_attempts(run.path, attempt):
+        if time.monotonic() > deadline:
+            raise LaunchError(f"attempt {attempt} of {run.id} did not end within {patience:g} s")
+        time.sleep(processes.POLL)
+
+
+def _holder_here(run: RunDir) -> Holder | None:
+    """The living holder; None if there is none. UserError if only another host could tell, or act."""
+    held = holder(run)
+    if held and not held.here:
+        raise UserError(f"run {run.id} is held by {held}", f"Say it there: ssh {held.host}")
+    return held if held and held.alive else None
+
+
+def _conclude(run: RunDir) -> None:
+    """Nobody holds the run: take it, to end its leftovers and to write that it was stopped."""
+    if Supervisor(run).run() == TAKEN:
+        raise Taken(f"run {run.id} was taken by a supervisor just now", "Try again.")

@@ -1,0 +1,123 @@
+"""The supervisor's side of the mirror: claim, restore and flush while the lease's counter moves on.
+
+A store that is away, or that refuses, never ends a run; only a run that somebody else owns does.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from launcher.errors import StoreError
+from launcher.recipe import Recipe
+from launcher.rundir import RunDir, read_json
+
+if TYPE_CHECKING:
+    from launcher.mirror import Mirror
+
+T = TypeVar("T")
+FLUSH = 600.0  # seconds for the last files to reach a store that answers,
+FLUSH_AWAY = 30.0  # and one that does not
+LAST_WORDS = 10.0  # and for final.json after them
+POLL = 0.1
+
+
+class Durable:
+    """The run's mirror, or nothing if it is not mirrored. `tick` is called while a call takes its time."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        recipe: Recipe,
+        record: Mapping[str, Any],
+        say: Callable[[str], None],
+        tick: Callable[[], None],
+    ) -> None:
+        self._run, self._say, self._tick = run, say, tick
+        self._restored = self._started = False
+        self._mirror: Mirror | None = None
+        url = record.get("url")
+        if url:
+            from launcher import mirror
+            from launcher.storage import StoreSettings, open_store
+
+            storage = recipe.storage
+            store = open_store(url, StoreSettings(storage.endpoint, storage.region, storage.profile))
+            self._mirror = mirror.Mirror(run, store, recipe.mirror.every, recipe.checkpoint.keep)
+
+    @property
+    def lost(self) -> str | None:
+        return self._mirror.lost if self._mirror else None
+
+    def claim(self, token: str, at_least: int, give_up: Callable[[], object]) -> int | None:
+        """The number of the next attempt, at least `at_least`; None if `give_up()` came true meanwhile.
+
+        Raises Taken. The first time the store answers, what the folder lacks is brought from it.
+        """
+        mirror = self._mirror
+        if mirror is None:
+            return at_least
+        fence = at_least
+        try:
+            claimed = self._meanwhile(lambda: mirror.claim(token, at_least), give_up)
+            if claimed is None:
+                return None
+            fence = claimed
+            if not self._restored:
+                self._meanwhile(mirror.restore, give_up)
+                self._restored = True
+        except StoreError as error:
+            self._say(f"going on without the store: {error.message}")
+        if not self._started:
+            mirror.start()
+            self._started = True
+        return None if give_up() else fence
+
+    def flush(self) -> None:
+        """Send what is not in the store yet, and say so if that cannot be done."""
+        mirror = self._mirror
+        if mirror is None or mirror.lost:
+            return
+        if not self._started:
+            mirror.start()
+            self._started = True
+        began = time.monotonic()
+
+        def hopeless() -> bool:
+            away = (read_json(self._run.synced) or {}).get("away_since")
+            return bool(away) and time.monotonic() - began > FLUSH_AWAY
+
+        if not self._meanwhile(lambda: mirror.flush(FLUSH), hopeless):
+            self._say("not all of the run is in the store; `launch resume` here would send the rest")
+
+    def close(self) -> None:
+        """Send the last words and let go of the run in the store."""
+        mirror = self._mirror
+        if mirror is None:
+            return
+        if self._started:
+            self._meanwhile(lambda: mirror.stop(0.0 if mirror.lost else LAST_WORDS), lambda: False)
+        if not mirror.lost:
+            self._meanwhile(mirror.release, lambda: False)
+
+    def _meanwhile(self, call: Callable[[], T], give_up: Callable[[], object]) -> T | None:
+        """The result of `call`, done in a thread while the lease moves on; None if `give_up()` came true."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                results.append(call())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)  # given up, it must not keep the process
+        thread.start()
+        while thread.is_alive():
+            self._tick()
+            if give_up():
+                return None
+            thread.join(POLL)
+        if errors:
+            raise errors[0]
+        return results[0]

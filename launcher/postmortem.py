@@ -1,0 +1,46 @@
+"""Why an attempt crashed, in one sentence: the rank that failed first, how, and its traceback's last line."""
+
+import re
+from pathlib import Path
+
+from launcher.restart import exit_words
+from launcher.rundir import RunDir
+
+TAIL = 256 << 10  # bytes of a log that are looked at
+# torch/distributed/elastic/multiprocessing/errors: the report that torchrun ends with
+ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+
+
+def crash_reason(run: RunDir, attempt: int, exit_status: int) -> str:
+    """A sentence for `reason`; never raises, however little there is to read."""
+    torchrun = _tail(run.torchrun_log(attempt))
+    cause = ROOT_CAUSE.search(torchrun)
+    if cause is None:
+        return _with(f"torchrun {exit_words(exit_status)}", _last_error(torchrun))
+    rank, status = int(cause[1]), int(cause[2])
+    words = _last_error(_tail(run.rank_log(attempt, rank))) if status > 0 else ""
+    return _with(f"rank {rank} {exit_words(status)}", words)
+
+
+def _with(what: str, words: str) -> str:
+    return f"{what}: {words}" if words else what
+
+
+def _last_error(log: str) -> str:
+    """What ends the last traceback (`ValueError: ...`), or else the last line; 300 letters at most."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    starts = [index for index, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    for line in lines[starts[-1] + 1 :] if starts else []:
+        line = re.sub(r"^\[rank\d+\]:", "", line)  # torch marks the lines of an uncaught exception
+        if line and not line.removeprefix(" ").startswith(" "):
+            return line.strip()[:300]
+    return lines[-1].strip()[:300] if lines else ""
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,141 @@
+"""Real runs of the toy program: run folders, the guard as a process, and looking at what is alive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher import history, processes
+from launcher.recipe import load
+from launcher.rundir import RunDir, new_run_id, read_json, runs_root, write_json
+
+TOY = Path(__file__).with_name("toy.py")
+
+
+class Toy:
+    """A run of tests/launcher/toy.py, with a guard as its own process where `start` is called."""
+
+    def __init__(self, args: str, name: str = "toy", backend: str = "local", **restart: object) -> None:
+        self.run = RunDir(runs_root() / new_run_id(name))
+        self.run.path.mkdir(parents=True)
+        source = self.run.path / "source.yaml"
+        told = {
+            "program": {"script": str(TOY), "args": args.split()},
+            "resources": {"gpus": 2, "device": "cpu"},
+            "restart": {"crashes": 5, "backoff": 0.1, "hang": 60, "grace": 20} | restart,
+        }
+        source.write_text(yaml.safe_dump(told))
+        recipe = load(source)
+        source.unlink()
+        self.run.recipe.write_text(recipe.dump())
+        record = {"schema": 1, "id": self.run.id, "name": name, "recipe_hash": recipe.hash(), "url": None}
+        record |= {"workdir": str(self.run.path.parent), "backend": backend, "created": time.time()}
+        write_json(self.run.run, record | {"git": None, "env": {"PATH": os.environ["PATH"]}})
+        self.guard: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Toy":
+        argv = [sys.executable, "-P", "-m", "launcher.guard", str(self.run.path)]
+        with (self.run.path.parent / f"{self.run.id}.window").open("ab") as window:
+            self.guard = subprocess.Popen(argv, stdout=window, stderr=window, start_new_session=True)
+        return self
+
+    def end(self, seconds: float = 90) -> int:
+        """Wait for the guard; its exit status."""
+        assert self.guard is not None
+        return self.guard.wait(seconds)
+
+    @property
+    def window(self) -> str:
+        return (self.run.path.parent / f"{self.run.id}.window").read_text()
+
+    @property
+    def supervisor(self) -> int:
+        return int((read_json(self.run.lease) or {})["pid"])
+
+    @property
+    def final(self) -> dict[str, Any]:
+        return read_json(self.run.final) or {}
+
+    @property
+    def ends(self) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.run.attempts.read_text().splitlines()]
+        return [line for line in lines if line["event"] == "end"]
+
+    @property
+    def states(self) -> list[str]:
+        return [end.state for end in history.load(self.run)]
+
+    def workers(self, attempt: int | None = None) -> list[processes.Process]:
+        return processes.of_attempts(self.run.path, attempt)
+
+    def at(self, step: int, attempt: int = 1) -> None:
+        """Wait until `attempt` has come to `step`."""
+
+        def there() -> bool:
+            beat = read_json(self.run.heartbeat) or {}
+            return beat.get("fence") == attempt and beat["step"] >= step
+
+        wait(f"step {step} of attempt {attempt} of {self.run.id}", there)
+
+    def assert_undisturbed(self, steps: int) -> None:
+        """The metrics are those of a run that nobody touched, to the byte."""
+        total, expected = 0, ""
+        for step in range(1, steps + 1):
+            total += step - 1
+            expected += json.dumps({"step": step, "sum": total}) + "\n"
+        assert self.run.metrics.read_text() == expected
+
+    def assert_gone(self) -> None:
+        """Nothing of the run is alive, except a guard in its last instructions."""
+        wait("the last process to go", lambda: not processes.of_run(self.run.path), 10)
+
+
+def wait(what: str, check: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.05)
+
+
+def sessions(found: list[processes.Process]) -> set[int]:
+    """The sessions that processes are in: another way than their environment to find what belongs to them."""
+    return {os.getsid(process.pid) for process in found}
+
+
+def in_sessions(wanted: set[int]) -> list[int]:
+    """Living processes in any of the sessions."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and processes.inspect(int(path.name)):
+            try:
+                session = os.getsid(int(path.name))
+            except ProcessLookupError:
+                continue
+            found += [int(path.name)] if session in wanted else []
+    return found
+
+
+@pytest.fixture
+def toy() -> Iterator[Callable[..., Toy]]:
+    """Makes runs; whatever is left of them is killed after the test."""
+    made: list[Toy] = []
+
+    def make(args: str = "", **options: Any) -> Toy:
+        made.append(Toy(args, **options))
+        return made[-1]
+
+    yield make
+    for run in made:
+        for _ in range(3):  # a guard first, or it would start another supervisor
+            for process in sorted(processes.of_run(run.run.path), key=lambda process: process.pid):
+                process.signal(signal.SIGKILL)
+        if run.guard:
+            run.guard.wait()

@@ -1,0 +1,136 @@
+"""A program that keeps the contract in a hundred lines: no torch, one sum for weights. For tests.
+
+Every rank counts to --steps; rank 0 writes heartbeat, metrics, checkpoints and outcome. Its arguments make it
+crash, hang, dawdle or ignore signals; `--once` does so in the first attempt only.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, default=20)
+parser.add_argument("--pace", type=float, default=0.02, help="seconds a step")
+parser.add_argument("--every", type=int, default=5, help="steps between checkpoints")
+parser.add_argument("--crash-at", type=int)
+parser.add_argument("--crash-rank", type=int, default=0)
+parser.add_argument("--hang-at", type=int)
+parser.add_argument("--wait-at", type=int, help="go on from this step only in later attempts")
+parser.add_argument("--once", action="store_true")
+parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM, and so does a child")
+parser.add_argument("--late", type=float, default=0.0, help="seconds until the signal handler is there")
+parser.add_argument("--save", type=float, default=0.0, help="seconds that saving takes")
+parser.add_argument("--fail", help="write the outcome `failed`")
+args = parser.parse_args()
+
+RUN = Path(os.environ["LAUNCH_RUN_DIR"])
+FENCE = int(os.environ["LAUNCH_ATTEMPT"])
+RANK = int(os.environ["RANK"])
+stopping = False
+
+
+def write(path: Path, obj: object) -> None:
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    aside.write_text(json.dumps(obj))
+    aside.replace(path)
+
+
+def on_sigterm(number: int, frame: object) -> None:
+    global stopping
+    stopping = True
+
+
+def newest() -> tuple[int, int]:
+    """(step, sum) to go on from."""
+    found = [path.parent for path in (RUN / "checkpoints").glob("step-*/manifest.json")]
+    if not found:
+        return 0, 0
+    folder = max(found, key=lambda path: (int(path.name.split("-")[3]), int(path.name.split("-")[1])))
+    state = json.loads((folder / "train.pth").read_text())
+    return state["step"], state["sum"]
+
+
+def checkpoint(step: int, total: int) -> None:
+    folder = RUN / "checkpoints" / f"step-{step:08d}-fence-{FENCE}"
+    if folder.exists():
+        return
+    beat("saving", step)
+    aside = RUN / "checkpoints" / f".tmp-{FENCE}-{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    data = json.dumps({"step": step, "sum": total}).encode()
+    (aside / "train.pth").write_bytes(data)
+    time.sleep(args.save)
+    file = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest = {"schema": 1, "step": step, "fence": FENCE, "files": {"train.pth": file}}
+    (aside / "manifest.json").write_text(json.dumps(manifest))
+    aside.rename(folder)
+
+
+counter = 0
+
+
+def beat(phase: str, step: int) -> None:
+    global counter
+    counter += 1
+    write(
+        RUN / "heartbeat.json",
+        {"schema": 1, "fence": FENCE, "phase": phase, "counter": counter, "step": step, "of": args.steps}
+        | {"resumed": resumed, "loss": 1 / (step + 1)},
+    )
+
+
+print(f"rank {RANK} of attempt {FENCE} begins", flush=True)
+time.sleep(args.late)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if args.deaf else on_sigterm)
+if args.deaf:
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", ignore])
+if args.fail:
+    if RANK == 0:
+        write(RUN / "outcome.json", {"schema": 1, "fence": FENCE, "state": "failed", "reason": args.fail})
+    sys.exit(1)
+
+step, total = newest()
+resumed = step
+misbehave = FENCE == 1 or not args.once
+if RANK == 0:
+    with contextlib.suppress(FileNotFoundError):
+        lines = [
+            line
+            for line in (RUN / "metrics.jsonl").read_text().splitlines()
+            if json.loads(line)["step"] <= step
+        ]
+        (RUN / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    beat("starting", step)
+while step < args.steps and not stopping:
+    step, total = step + 1, total + step
+    time.sleep(args.pace)
+    if RANK == 0:
+        print(f"step {step}", flush=True)
+        with (RUN / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "sum": total}) + "\n")
+        beat("training", step)
+        if step % args.every == 0:
+            checkpoint(step, total)
+    if misbehave and step == args.crash_at and args.crash_rank == RANK:
+        raise RuntimeError(f"told to crash at step {step}")
+    while misbehave and step == args.hang_at and not stopping:
+        time.sleep(0.05)
+    while FENCE == 1 and step == args.wait_at and not stopping:
+        time.sleep(0.05)
+        if RANK == 0:
+            beat("training", step)
+if RANK == 0:
+    checkpoint(step, total)
+    state = "stopped" if step < args.steps else "finished"
+    outcome = {"schema": 1, "fence": FENCE, "state": state, "step": step, "metrics": {"sum": total}}
+    write(RUN / "outcome.json", outcome)
