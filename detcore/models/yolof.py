@@ -113,8 +113,11 @@ def joint_logits(classes: Tensor, objectness: Tensor) -> Tensor:
 class YOLOF(nn.Module):
     """backbone -> C5 -> encoder -> decoder; A square anchors a cell, R = H * W * A in all.
 
-    match   top, pos_ignore, neg_ignore: see `uniform_match`
-    test    score, topk, nms, max: candidates above `score`, at most `topk`; NMS at IoU `nms`; `max` kept
+    backbone                      its last feature is C5, its `pixels` what it wants to see
+    anchors                       side of each, in pixels
+    top, pos_ignore, neg_ignore   see `uniform_match`
+    score, topk                   candidates: at most `topk` an image, with a score above `score`
+    nms_iou, max_detections       of which NMS by class leaves at most `max_detections`
     """
 
     stride = 32
@@ -125,6 +128,7 @@ class YOLOF(nn.Module):
         encoder: DilatedEncoder,
         decoder: Decoder,
         anchors: Sequence[float],
+        *,
         top: int = 4,
         pos_ignore: float = 0.15,
         neg_ignore: float = 0.7,
@@ -135,7 +139,7 @@ class YOLOF(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.encoder, self.decoder = backbone, encoder, decoder
-        self.normalize = Normalize(backbone.pixels) if hasattr(backbone, "pixels") else None
+        self.normalize = Normalize(backbone.pixels)
         self.anchor_sizes = tuple(anchors)
         self.coder = DeltaCoder(center_clamp=float(self.stride))
         self.match = {"top": top, "pos_ignore": pos_ignore, "neg_ignore": neg_ignore}
@@ -248,11 +252,11 @@ def build_yolof(cfg: Any, backbone: nn.Module) -> YOLOF:
         encoder,
         decoder,
         cfg.anchors,
-        cfg.match.top,
-        cfg.match.pos_ignore,
-        cfg.match.neg_ignore,
-        cfg.test.score,
-        cfg.test.topk,
-        cfg.test.nms,
-        cfg.test.max,
+        top=cfg.match.top,
+        pos_ignore=cfg.match.pos_ignore,
+        neg_ignore=cfg.match.neg_ignore,
+        score=cfg.test.score,
+        topk=cfg.test.topk,
+        nms_iou=cfg.test.nms,
+        max_detections=cfg.test.max,
     )

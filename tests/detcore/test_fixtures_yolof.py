@@ -5,6 +5,7 @@ import torch
 from fixture_files import Fixture, each, read
 from torch import Tensor, nn
 
+from detcore.backbones.layers import TORCHVISION_PIXELS
 from detcore.models.yolof import YOLOF, Decoder, DilatedEncoder
 from detcore.ops.boxes import clip
 from detcore.ops.matching import BACKGROUND, IGNORED
@@ -12,6 +13,12 @@ from detcore.ops.targets import Targets, pad_targets
 from detcore.weights.keys import rename
 
 MODES = pytest.mark.parametrize("mode", ["eval", "train"])
+
+
+class C5(nn.Module):
+    """Stands where the backbone does; the tests give C5 itself."""
+
+    pixels = TORCHVISION_PIXELS
 
 
 def build(fixture: Fixture, mode: str) -> YOLOF:
@@ -22,17 +29,17 @@ def build(fixture: Fixture, mode: str) -> YOLOF:
         c["encoder_channels"], c["num_classes"], len(c["anchor_sizes"]), c["cls_convs"], c["reg_convs"]
     )
     model = YOLOF(
-        nn.Identity(),
+        C5(),
         encoder,
         decoder,
         c["anchor_sizes"],
-        c["match_times"],
-        c["pos_ignore_thresh"],
-        c["neg_ignore_thresh"],
-        c["score_thresh"],
-        c["topk"],
-        c["nms_thresh"],
-        c["max_dets"],
+        top=c["match_times"],
+        pos_ignore=c["pos_ignore_thresh"],
+        neg_ignore=c["neg_ignore_thresh"],
+        score=c["score_thresh"],
+        topk=c["topk"],
+        nms_iou=c["nms_thresh"],
+        max_detections=c["max_dets"],
     )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

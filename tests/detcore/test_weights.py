@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixture_files import Fixture
 from torch import Tensor
 
 from detcore.backbones import build_backbone
@@ -17,8 +18,11 @@ from detcore.backbones.resnet import ResNet
 from detcore.config import Backbone, Model
 from detcore.models import build_model
 from detcore.weights import WeightsError
+from detcore.weights.keys import best_table, rename
 from detcore.weights.loading import load, load_backbone
 from detcore.weights.reading import read_state
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def torchvision_names(depth: int) -> list[str]:
@@ -150,6 +154,21 @@ def test_a_whole_detector_loads_by_its_own_names(tmp_path: Path) -> None:
     torch.save({"model": one.state_dict()}, tmp_path / "model.pth")
     assert load(other, str(tmp_path / "model.pth")).unused == ()
     assert all(v.equal(other.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+def test_the_official_yolof_checkpoint_has_our_names() -> None:
+    """The reference's names of a head, of a ResNet-50 behind `backbone.`, and what else its files hold."""
+    section = {"name": "yolof", "num_classes": 2, "backbone": {"name": "resnet50", "width": 0.25}}
+    section |= {"encoder": {"channels": 16, "mid_channels": 4}, "norm": "bn"}
+    with torch.device("meta"):
+        model = build_model(Model.model_validate(section))
+    head, resnet = (
+        Fixture(FIXTURES / f"{name}.npz").under("weights") for name in ("yolof_normal", "backbone_resnet50")
+    )
+    theirs = [*head, *(f"backbone.{key}" for key in resnet)]
+    ours = {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
+    assert best_table([*theirs, "pixel_mean", "anchor_generator.cell_anchors.0"], ours) == "yolof"
+    assert {rename(key, "yolof") for key in theirs} == ours
 
 
 def test_a_recipe_names_its_weights(tmp_path: Path) -> None:
