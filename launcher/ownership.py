@@ -105,8 +105,10 @@ def watch(store: Store, owner: dict[str, Any]) -> None:
         if found is None:
             return
         if found[0] != owner and not found[0].get("ended"):
-            raise Taken(f"the run in {store.url} is held {_by(found[0])}",
-                        "stop it there first: `launch stop`, or `launch preempt`")
+            raise Taken(
+                f"the run in {store.url} is held {_by(found[0])}",
+                "stop it there first: `launch stop`, or `launch preempt`",
+            )
         owner = found[0]
 
 

@@ -144,8 +144,10 @@ def _safe_keys(entries: Iterable[Entry]) -> dict[str, int]:
     for key in keys:
         problem = key_problem(key) or ("it is a file and a folder at once" if key in folders else None)
         if problem:
-            raise StoreError(f"the store holds the key {key!r}, which is not safe to write: {problem}",
-                             "somebody else has written there; nothing was brought")
+            raise StoreError(
+                f"the store holds the key {key!r}, which is not safe to write: {problem}",
+                "somebody else has written there; nothing was brought",
+            )
     return {key: size for key, size in keys.items() if _is_ours(key)}
 
 

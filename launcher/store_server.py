@@ -59,8 +59,9 @@ def serve(folder: Path) -> None:
             while not stop and process.poll() is None and (orphans or os.getppid() == parent):
                 time.sleep(0.2)
             if process.poll() is not None:
-                raise LaunchError(f"SeaweedFS ended by itself: {_last_words(folder)}",
-                                  f"see {folder / 'weed.log'}")
+                raise LaunchError(
+                    f"SeaweedFS ended by itself: {_last_words(folder)}", f"see {folder / 'weed.log'}"
+                )
         finally:
             _stop(process, ports)
 
@@ -180,9 +181,7 @@ def _start(weed: Path, folder: Path, ports: dict[str, int]) -> "subprocess.Popen
                                 stderr=output, start_new_session=True, preexec_fn=die_with_us)  # fmt: skip
 
 
-def _wait_until_ready(
-    process: "subprocess.Popen[bytes]", folder: Path, port: int, stop: list[int]
-) -> None:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", folder: Path, port: int, stop: list[int]) -> None:
     """Ready is when the bucket answers to our credentials."""
     os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(folder / "credentials")
     store = open_store(f"s3://{BUCKET}", StoreSettings(_endpoint(port), REGION, PROFILE))

@@ -42,8 +42,10 @@ def open_store(url: str, settings: StoreSettings | None = None) -> Store:
         prefix = prefix.strip("/")
         problem = key_problem(prefix) if prefix else None
         if not bucket or problem:
-            raise UserError(f"{url!r} is not the address of a store: {problem or 'it names no bucket'}",
-                            "write s3://BUCKET/PREFIX")
+            raise UserError(
+                f"{url!r} is not the address of a store: {problem or 'it names no bucket'}",
+                "write s3://BUCKET/PREFIX",
+            )
         return S3Store(bucket, prefix, settings or StoreSettings())
     from launcher.storage.folder import FolderStore
 
@@ -51,6 +53,7 @@ def open_store(url: str, settings: StoreSettings | None = None) -> Store:
         return FolderStore(Path(url).expanduser().absolute())
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
-        raise UserError(f"{url!r} is not the address of a store",
-                        "write s3://BUCKET/PREFIX, file:///FOLDER or a path")
+        raise UserError(
+            f"{url!r} is not the address of a store", "write s3://BUCKET/PREFIX, file:///FOLDER or a path"
+        )
     return FolderStore(Path(unquote(parts.path)))

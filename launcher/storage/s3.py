@@ -181,8 +181,10 @@ class S3Store(Store):
         if status == 404 and key:
             return NotFound(f"{self.url}/{key} does not exist")
         if code in WRONG_CREDENTIALS:
-            return StoreError(f"the credentials are refused by the {bucket} ({code})",
-                              "check the profile or the AWS_* variables that are in use")
+            return StoreError(
+                f"the credentials are refused by the {bucket} ({code})",
+                "check the profile or the AWS_* variables that are in use",
+            )
         if code == "RequestTimeTooSkewed":
             return StoreError(f"the {bucket} refuses this machine's clock", "set the clock")
         if code in OTHER_REGION or status == 301:

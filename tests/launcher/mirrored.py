@@ -1,6 +1,6 @@
 """Run folders as a program and its supervisor would write them, for the tests of the mirror.
 
-Run as a program (`python -m tests.launcher.mirrored RUN_DIR URL`) it writes a run and mirrors it, until killed.
+As a program (`python -m tests.launcher.mirrored RUN_DIR URL`) it writes a run and mirrors it, until killed.
 """
 
 import hashlib
@@ -80,9 +80,10 @@ def durable(files: dict[str, bytes]) -> list[Mark]:
 
 
 def main() -> None:
-    run, fence = RunDir(Path(sys.argv[1])), 1 + max((m.fence for m in checkpoints(RunDir(Path(sys.argv[1])))), default=0)
+    run = RunDir(Path(sys.argv[1]))
     mirror = Mirror(run, open_store(sys.argv[2]), every=0.05, keep=KEEP)
-    fence = mirror.claim(os.urandom(8).hex(), fence)
+    last = max((mark.fence for mark in checkpoints(run)), default=0)
+    fence = mirror.claim(os.urandom(8).hex(), last + 1)
     mirror.restore()
     mirror.start()
     print("ready", flush=True)

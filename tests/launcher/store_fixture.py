@@ -1,7 +1,7 @@
 """A real SeaweedFS server for tests: `with weed(folder) as server: ...`, in any test module.
 
-It takes a second to start, so a module shares one, and each test that wants it calls `server.use(monkeypatch)`:
-then stores opened here and processes started here reach it.
+It takes a second to start, so a module shares one; a test that wants it calls `server.use(monkeypatch)`: then
+stores opened here and processes started here reach it.
 """
 
 import shlex

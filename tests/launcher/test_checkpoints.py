@@ -30,7 +30,7 @@ def test_the_newest_has_the_highest_fence_then_step(run: RunDir) -> None:
 def test_names_are_taken_at_their_word() -> None:
     assert mark_of("step-00001200-fence-3") == Mark(3, 1200)
     assert Mark(3, 1200).name == "step-00001200-fence-3"
-    for name in ("step-1200-fence-3", "step-00001200-fence-03", "step-00001200-fence-3x", "step-٠٠٠٠١٢٠٠-fence-3"):
+    for name in ("step-1200-fence-3", "step-00001200-fence-03", "step-٠٠٠٠١٢٠٠-fence-3", "step-00001200"):
         assert mark_of(name) is None
 
 

@@ -6,13 +6,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from launcher.errors import StoreAway, StoreError, UserError
-from launcher.storage import Changed, NotFound, PreconditionFailed, Store, StoreSettings, key_problem, open_store
+from launcher.storage import (
+    Changed,
+    NotFound,
+    PreconditionFailed,
+    Store,
+    StoreSettings,
+    key_problem,
+    open_store,
+)
 from tests.launcher.store_fixture import Weed, weed
 
 
@@ -54,7 +62,7 @@ def test_what_is_put_comes_back(store: Store, tmp_path: Path) -> None:
         store.get_bytes("deep/er/ä b.bin")
     with pytest.raises(NotFound):
         store.get_file("deep/er/ä b.bin", tmp_path / "none")
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["copy", "source"], "nothing half-written"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["copy", "source"], "nothing half"
 
 
 def test_a_big_file_in_parts(store: Store, tmp_path: Path) -> None:
@@ -104,7 +112,9 @@ def test_of_many_racers_one_wins(store: Store) -> None:
         assert len([name for name in won if name]) == 2 and len(won) == 12
 
 
-def test_a_growing_file_is_stored_as_long_as_it_was(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_file_is_stored_as_long_as_it_was(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"line\n" * 10)
     tamper(monkeypatch, lambda: os.truncate(log, 70))
@@ -152,7 +162,21 @@ def test_links_and_pipes_are_not_followed(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "/etc/passwd", "../up", "a/../../b", "a//b", "./a", "a\\b", "a\0b", "a\nb", "a/", "x" * 300, "\udcff"]
+    "key",
+    [
+        "",
+        "/etc/passwd",
+        "../up",
+        "a/../../b",
+        "a//b",
+        "./a",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        "a/",
+        "x" * 300,
+        "\udcff",
+    ],
 )
 def test_keys_that_leave_their_folder(store: Store, key: str, tmp_path: Path) -> None:
     assert key_problem(key)
@@ -168,7 +192,9 @@ def test_addresses_that_name_no_store(url: str) -> None:
         open_store(url)
 
 
-def test_the_answer_to_a_conditional_put_was_lost(server: Weed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_answer_to_a_conditional_put_was_lost(
+    server: Weed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """boto3 sends it again and gets a 412 for our own object: that is no failure."""
     server.use(monkeypatch)
     with answers_lost(server, 1) as endpoint:
@@ -184,7 +210,7 @@ def test_the_answer_to_a_conditional_put_was_lost(server: Weed, monkeypatch: pyt
 
 @contextmanager
 def answers_lost(server: Weed, count: int) -> Iterator[str]:
-    """The endpoint of a proxy that passes requests on, and drops the connection instead of the first answers."""
+    """The endpoint of a proxy that passes requests on, and hangs up instead of the first answers."""
     port = int(server.settings.endpoint.rpartition(":")[2])  # type: ignore[union-attr]
     listener = socket.create_server(("127.0.0.1", 0))
     left = [count]
@@ -199,10 +225,8 @@ def answers_lost(server: Weed, count: int) -> Iterator[str]:
         except OSError:
             pass
         for end in (source, target):
-            try:
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             if answers:
                 end.close()
 
