@@ -77,15 +77,15 @@ def collate(items: list[Item | InputError]) -> Batch | InputError:
         good.append(item)
     sizes = [pixels.shape[:2] for pixels, *_ in good]
     height, width = (-(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
-    canvas = torch.zeros(len(good), height, width, 3, dtype=torch.uint8)
+    canvas = np.zeros((len(good), height, width, 3), np.uint8)
     objects = max(1, *(len(labels) for _, _, labels, _ in good))
     targets = Targets(torch.zeros(len(good), objects, 4), torch.full((len(good), objects), -1))
     for row, (pixels, boxes, labels, _) in enumerate(good):
-        canvas[row, : pixels.shape[0], : pixels.shape[1]] = torch.from_numpy(np.ascontiguousarray(pixels))
+        canvas[row, : pixels.shape[0], : pixels.shape[1]] = pixels
         targets.boxes[row, : len(boxes)] = torch.from_numpy(boxes)
         targets.labels[row, : len(labels)] = torch.from_numpy(labels)
     index = torch.tensor([item[3] for item in good])
-    return Batch(canvas.permute(0, 3, 1, 2), torch.tensor(sizes), targets, index)
+    return Batch(torch.from_numpy(canvas).permute(0, 3, 1, 2), torch.tensor(sizes), targets, index)
 
 
 def batches(
@@ -106,7 +106,11 @@ def batches(
         worker_init_fn=_stay if workers else None,
     )
     with _held():
-        iterator = iter(loader)
+        iterator = iter(loader)  # here and now: the processes begin to work
+    return _checked(iterator)
+
+
+def _checked(iterator: Iterator[Batch | InputError]) -> Iterator[Batch]:
     for batch in iterator:
         if isinstance(batch, InputError):
             raise batch

@@ -1,0 +1,175 @@
+"""Checkpoints: written aside, manifest last, renamed; the newest good one found again (docs/contract.md)."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from detcore.rundir import SCHEMA, RunDir, write_json, write_whole
+
+MANIFEST = "manifest.json"
+CHUNK = 16 * 2**20
+NAME = re.compile(r"step-(\d{8,})-fence-(\d+)", re.ASCII)
+
+Progress = Callable[[], None]
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint folder; of two the one with the higher (fence, step) is the newer."""
+
+    fence: int
+    step: int
+    path: Path
+
+    def model(self) -> dict[str, Any]:
+        return torch.load(self.path / "model.pth", map_location="cpu", weights_only=True)
+
+    def training(self) -> dict[str, Any]:
+        return torch.load(self.path / "train.pth", map_location="cpu", weights_only=True)
+
+
+class _Hashed:
+    """A file for torch.save that hashes what passes. Of an error it tells later: raised inside torch's
+    writer it would come out as something else."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self.file, self.sha, self.size = path.open("xb"), hashlib.sha256(), 0
+        self.progress, self.error = progress, None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        if self.error is None:
+            try:
+                for start in range(0, view.nbytes, CHUNK):
+                    self.file.write(view[start : start + CHUNK])
+                    self.sha.update(view[start : start + CHUNK])
+                    self.progress()
+                self.size += view.nbytes
+            except OSError as error:
+                self.error = error
+        return view.nbytes
+
+    def flush(self) -> None:
+        pass
+
+
+def _write(path: Path, content: Any, progress: Progress) -> dict[str, Any]:
+    """`content` by torch.save, fsynced -> the manifest's entry. Raises OSError."""
+    file = _Hashed(path, progress)
+    with file.file:
+        torch.save(content, file)
+        if file.error is not None:
+            raise file.error
+        file.file.flush()
+        os.fsync(file.file.fileno())
+    return {"size": file.size, "sha256": file.sha.hexdigest()}
+
+
+def save(
+    run: RunDir, step: int, training: dict[str, Any], model: dict[str, Any], progress: Progress
+) -> Checkpoint:
+    """Publish a checkpoint, then delete those beyond `run.keep`.
+
+    Raises OSError (a full disk, ...) with nothing left behind and all older checkpoints as they were.
+    """
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=run.checkpoints))
+    target = run.checkpoints / f"step-{step:08d}-fence-{run.fence}"
+    try:
+        files = {"train.pth": training, "model.pth": model}
+        entries = {name: _write(aside / name, content, progress) for name, content in files.items()}
+        manifest = {"schema": SCHEMA, "step": step, "fence": run.fence}
+        manifest |= {"recipe_hash": run.recipe_hash, "git_commit": run.git_commit, "files": entries}
+        write_whole(aside / MANIFEST, json.dumps(manifest).encode())
+        aside.chmod(0o755)
+        _sync(aside)
+        if target.exists():  # of this very attempt's number, so it is ours, and was found to be broken
+            _delete(target)
+        aside.rename(target)
+        _sync(run.checkpoints)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for old in list(candidates(run.checkpoints))[run.keep :]:
+        _delete(old.path)
+    write_json(run.checkpoints / "latest.json", {"schema": SCHEMA, "name": target.name})
+    return Checkpoint(run.fence, step, target)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _delete(folder: Path) -> None:
+    """Manifest first: at no instant is a part of it a checkpoint."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def candidates(folder: Path) -> Iterator[Checkpoint]:
+    """Folders named like checkpoints, newest first, not verified."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = NAME.fullmatch(path.name)
+        if match and (path / MANIFEST).is_file():
+            found.append(Checkpoint(int(match[2]), int(match[1]), path))
+    yield from sorted(found, reverse=True)
+
+
+def newest(folder: Path, say: Callable[[str], None], progress: Progress = lambda: None) -> Checkpoint | None:
+    """The newest checkpoint that is whole; `say` is told which ones were passed over, and why."""
+    for checkpoint in candidates(folder):
+        problem = verify(checkpoint, progress)
+        if problem is None:
+            return checkpoint
+        say(f"checkpoint {checkpoint.path.name} is passed over: {problem}")
+    return None
+
+
+def verify(checkpoint: Checkpoint, progress: Progress = lambda: None) -> str | None:
+    """What is wrong with a checkpoint; None if every file is what its manifest says."""
+    try:
+        manifest = json.loads((checkpoint.path / MANIFEST).read_bytes())
+        files = {str(name): (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        if (manifest["fence"], manifest["step"]) != (checkpoint.fence, checkpoint.step):
+            return "its manifest is another checkpoint's"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read ({error})"
+    for name in {"train.pth", "model.pth", *files}:
+        if name not in files:
+            return f"its manifest does not know {name}"
+        size, sha256 = files[name]
+        if Path(name).name != name or not (checkpoint.path / name).is_file():
+            return f"{name} is missing"
+        actual = (checkpoint.path / name).stat().st_size
+        if actual != size:
+            return f"{name} has {actual} bytes, its manifest says {size}"
+        if _hash(checkpoint.path / name, progress) != sha256:
+            return f"{name} does not have the hash that its manifest says"
+    return None
+
+
+def _hash(path: Path, progress: Progress) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+            progress()
+    return sha.hexdigest()
+
+
+def sweep(folder: Path) -> None:
+    """Delete what unfinished saves left. A save of an older attempt that still runs fails by it, rightly."""
+    for path in folder.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,49 @@
+"""Learning rate and optimizer. The rate is a pure function of the step, so there is no state to resume."""
+
+import math
+
+import torch
+from torch import nn
+
+from detcore.config import Optimizer, Schedule
+
+
+def lr_factor(step: int, schedule: Schedule) -> float:
+    """What the learning rate of step `step` (from 0) is multiplied with: warm-up times decay."""
+    warmup = schedule.warmup
+    factor = 1.0
+    if step < warmup.iterations:
+        progress = step / warmup.iterations
+        factor = warmup.factor * (1 - progress) + progress
+    if schedule.cosine:
+        return factor * 0.5 * (1 + math.cos(math.pi * step / schedule.iterations))
+    return factor * 0.1 ** sum(step >= milestone for milestone in schedule.steps)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """`lr`, times each group's own `scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
+    """SGD over the trained parameters: those of the backbone with `backbone_lr`, norms with `norm_decay`."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                groups.setdefault((path.split(".")[0] == "backbone", norm), []).append(parameter)
+    return torch.optim.SGD(
+        [
+            {
+                "params": parameters,
+                "scale": cfg.backbone_lr if backbone else 1.0,
+                "weight_decay": cfg.norm_decay if norm else cfg.weight_decay,
+            }
+            for (backbone, norm), parameters in groups.items()
+        ],
+        lr=cfg.lr,
+        momentum=cfg.momentum,
+        fused=True,  # one kernel, and with fp16 no host synchronisation
+    )
