@@ -6,6 +6,7 @@ who may publish is ownership.py's, the way back is restore.py's. Callers hold th
 
 import contextlib
 import logging
+import secrets
 import threading
 import time
 from typing import Any
@@ -43,7 +44,9 @@ class Mirror:
         self._pulse = Pulse(self._owner)
         self._push = Push(run, store, keep, self._confirm)
         self._claiming = threading.RLock()
-        self._claimed = ("", 0)  # the token and fence of the last claim(), successful or not
+        # The token and fence of the last claim(), successful or not. Fence 0: no attempt was made, and all
+        # that is published is how the run ended before its first one.
+        self._claimed = (secrets.token_hex(8), 0)
         said = read_json(run.synced) or {}
         self._token = said.get("token")
         self._said: dict[str, Any] = said
@@ -136,6 +139,9 @@ class Mirror:
             error = self.lost
         except (StoreError, OSError) as problem:
             error = str(problem)
+        except Exception as bug:  # a mirror that died of it could not say so in synced.json
+            log.exception("the mirror failed; it goes on")
+            error = f"{type(bug).__name__}: {bug}"
         self._since = (self._since or time.time()) if error else None
         self._say(error)
         return error is None
@@ -144,10 +150,9 @@ class Mirror:
         """Take the run if claim() could not; then see that it is still ours."""
         with self._claiming:
             token, fence = self._claimed
-            assert token, "claim() comes before start()"
             if not self._owner.held and self.lost is None:
                 try:
-                    if self.claim(token, fence) != fence:
+                    if self.claim(token, fence) != fence and fence > 0:
                         self._owner.lost = f"attempt {fence} of the run was made on another machine, too"
                 except Taken as taken:
                     self._owner.lost = taken.message

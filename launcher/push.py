@@ -85,9 +85,11 @@ class Push:
 
     def behind(self) -> int:
         """How many files are here and not yet in the store as they are here."""
-        waiting = sum(1 for _ in self._changed())
-        for mark in self._wanted():
-            with contextlib.suppress(FileNotFoundError):
+        waiting = 0
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: the next pass counts again
+            for _ in self._changed():
+                waiting += 1
+            for mark in self._wanted():
                 waiting += len(list((self._run.checkpoints / mark.name).iterdir()))
         return waiting
 

@@ -42,8 +42,15 @@ def restore(run: RunDir, store: Store) -> None:
     """Bring the newest whole checkpoint if it is newer than what is here, and files that the folder lacks.
 
     Files that are here win, except for metrics and timing where a checkpoint is brought: they must reach its
-    step. Where it cannot be newer, nothing is read but names. Raises StoreAway, StoreError.
+    step. Raises StoreAway, StoreError (also if the folder cannot be written).
     """
+    try:
+        _restore(run, store)
+    except OSError as error:
+        raise StoreError(f"{error.filename or run.path} cannot be written: {error.strerror}") from error
+
+
+def _restore(run: RunDir, store: Store) -> None:
     for left in run.checkpoints.glob(".tmp-restore-*"):
         shutil.rmtree(left)
     keys = _safe_keys(store.list())

@@ -5,6 +5,7 @@ synced.json says is true, whoever dies.
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -228,6 +229,26 @@ def test_the_store_is_away_when_the_run_starts(
     else:
         assert mirror.stop(60)
         assert durable(server.files(prefix)) == [Mark(2, 10)]
+
+
+def test_a_run_that_ended_before_its_first_attempt(tmp_path: Path) -> None:
+    run, store = make_run(tmp_path, ""), FolderStore(tmp_path / "store")
+    mirror = Mirror(run, store, every=60, keep=KEEP)
+    mirror.start()
+    write_json(run.final, {"state": "stopped"})
+    assert mirror.stop(30)
+    assert "final.json" in {entry.key for entry in store.list()}
+
+
+def test_the_folder_is_deleted_under_it(tmp_path: Path, quick: None, started: Callable[..., Mirror]) -> None:
+    run, store = make_run(tmp_path, ""), FolderStore(tmp_path / "store")
+    mirror = started(run, store)
+    assert mirror.flush(30)
+    shutil.rmtree(run.path)
+    assert not mirror.flush(1)
+    run.path.mkdir()
+    assert mirror.stop(30), "the mirror lives on"
+    assert {entry.key for entry in store.list()} >= {"run.json", "recipe.yaml"}, "and deletes nothing"
 
 
 class Watched(FolderStore):

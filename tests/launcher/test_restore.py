@@ -279,3 +279,7 @@ def test_a_place_that_cannot_be_written(stored: tuple[RunDir, FolderStore], tmp_
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="file/runs cannot be written: Not a directory"):
         pull_run(stored[1].url, StoreSettings(), tmp_path / "file" / "runs")
+    run = make_run(tmp_path / "here", "")
+    run.checkpoints.write_text("a file where a folder belongs")
+    with pytest.raises(StoreError, match="checkpoints cannot be written"):
+        restore.restore(run, stored[1])
