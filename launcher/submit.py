@@ -20,7 +20,7 @@ from typing import Any
 from launcher import environment, program, rundir, snapshot, torchrun
 from launcher.document import display
 from launcher.errors import LaunchError, StoreAway, StoreError, UserError
-from launcher.recipe import Flags, Recipe, parse, resolve
+from launcher.recipe import Flags, Recipe, load_frozen, parse, resolve
 from launcher.rundir import RunDir
 
 
@@ -74,12 +74,12 @@ def check_again(run: RunDir, flags: Flags, backend: str) -> Recipe:
     return recipe
 
 
-def adopt(run: RunDir, recipe: Recipe, backend: str, elsewhere: bool) -> None:
+def adopt(run: RunDir, backend: str, elsewhere: bool) -> None:
     """Tell run.json where the run goes on. The caller knows that nobody holds the run."""
     record = rundir.read_json(run.run) or {}
     changed = record | {"backend": backend}
     if elsewhere:
-        env = environment.frozen_env(os.environ, recipe.env.keep)
+        env = environment.frozen_env(os.environ, load_frozen(run.recipe).env.keep)
         changed |= {"host": socket.gethostname(), "workdir": str(Path.cwd()), "env": env}
     if changed != record:
         rundir.write_json(run.run, changed)

@@ -51,7 +51,7 @@ def run(
         return 0
     submit.create(plan)
     try:
-        return _start(plan.run, plan.backend, plan.recipe.resources.gpus, follow)
+        return _start(plan.run, plan.backend, None, follow)
     except LaunchError:
         submit.discard(plan.run)
         raise
@@ -107,7 +107,6 @@ def stop(spec: str) -> int:
     from launcher.rundir import find_run
 
     run = find_run(spec)
-    _refuse_ended(run)
     control.stop(run)
     click.echo(f"{run.id} is stopped; launch resume {run.id} goes on with it")
     return 0
@@ -118,7 +117,6 @@ def preempt(spec: str) -> int:
     from launcher.rundir import find_run
 
     run = find_run(spec)
-    _refuse_ended(run)
     control.preempt(run)
     click.echo(f"{run.id} was preempted and comes back by itself")
     return 0
@@ -130,14 +128,14 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
 
     elsewhere = "://" in spec
     run = _pull(spec) if elsewhere else find_run(spec)
+    backend = submit.pick_backend(backend)
     if (read_json(run.final) or {}).get("state") == "finished":
         raise UserError(f"run {run.id} is finished; there is nothing to resume")
     holder = lease.holder(run)
     if holder is not None and holder.alive:
         raise UserError(f"run {run.id} is running already: {holder} holds it", f"launch status {run.id}")
-    backend = submit.pick_backend(backend)
+    submit.adopt(run, backend, elsewhere)
     recipe = submit.check_again(run, _flags(gpus=gpus), backend)
-    submit.adopt(run, recipe, backend, elsewhere)
     return _start(run, backend, recipe.resources.gpus if gpus else None, follow)
 
 
@@ -222,14 +220,6 @@ def _over(run: "RunDir") -> bool:
     from launcher.status import row
 
     return row(run)["state"] in (*ENDED, "lost")
-
-
-def _refuse_ended(run: "RunDir") -> None:
-    from launcher.rundir import read_json
-
-    final = read_json(run.final)
-    if final:
-        raise UserError(f"run {run.id} has ended already: {final.get('state')}")
 
 
 def _pull(url: str) -> "RunDir":

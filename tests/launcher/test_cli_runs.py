@@ -1,0 +1,149 @@
+"""The verbs on real runs: a tmux window, a real S3 server, a program that keeps the contract."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.conftest import TOY, wait
+from tests.launcher.store_fixture import Weed, weed
+from tests.launcher.test_cli import LAUNCH, launch
+
+RECIPE = f"""\
+program: {{script: {TOY}, args: ["--steps", "160", "--every", "10", "--pace", "0.05"]}}
+resources: {{gpus: 2, device: cpu}}
+restart: {{backoff: 0.1s, grace: 20s}}
+mirror: {{every: 0.5s}}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    with weed(tmp_path_factory.mktemp("weed")) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    Path("toy.yaml").write_text(RECIPE)
+    yield
+    if shutil.which("tmux"):
+        for run in rows():
+            launch("stop", str(run["id"]))
+        subprocess.run(["tmux", "-L", os.environ["LAUNCH_TMUX_SOCKET"], "kill-server"], capture_output=True)
+
+
+def rows() -> list[dict[str, object]]:
+    return list(json.loads(launch("status", "--json").stdout)["runs"])
+
+
+def reached(step: int) -> Callable[[], bool]:
+    return lambda: bool(rows()) and (rows()[-1]["step"] or 0) >= step  # type: ignore[operator]
+
+
+def bucket(server: Weed) -> set[str]:
+    return set(server.files())
+
+
+@pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
+def test_the_verbs_on_a_mirrored_run_in_a_window(
+    server: Weed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.use(monkeypatch)
+    started = launch("toy.yaml", "--backend", "tmux", "--name", "verbs")
+    assert started.returncode == 0 and "launch logs verbs-" in started.stdout, started
+    wait("step 10", reached(10))
+    assert launch("resume", "verbs").returncode == 2, "it is running already"
+    assert launch("rm", "verbs").returncode == 2, "it is running"
+    told = launch("preempt", "verbs")
+    assert told.returncode == 0 and "comes back by itself" in told.stdout, told
+    wait("the second attempt", lambda: rows()[0]["attempts"] == 2 and rows()[0]["state"] == "running")
+    assert launch("stop", "verbs").returncode == 0
+    again = launch("stop", "verbs")
+    assert again.returncode == 2 and "has ended already (stopped)" in again.stderr
+    (row,) = rows()
+    assert row["state"] == "stopped" and row["lost_steps"] == 0
+    url = str(row["url"])
+    assert "preempted" in launch("status", "verbs").stdout and url in launch(
+        "status", "verbs"
+    ).stdout.replace("\n", "")
+
+    elsewhere = {"LAUNCH_RUNS": str(tmp_path / "elsewhere")}
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    resumed = launch("resume", url, "--backend", "local", **elsewhere)
+    assert resumed.returncode == 0, resumed
+    (row,) = json.loads(launch("status", "--json", **elsewhere).stdout)["runs"]
+    assert row["state"] == "finished" and row["step"] == 160
+    record = json.loads((tmp_path / "elsewhere" / str(row["id"]) / "run.json").read_text())
+    assert (record["workdir"], record["backend"]) == (str(Path.cwd()), "local")
+    assert launch("rm", "verbs", "--store", **elsewhere).returncode == 0
+    assert not [key for key in bucket(server) if str(row["id"]) in key]
+
+
+@pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
+def test_follow_shows_the_log_and_ends_with_the_run() -> None:
+    done = launch("toy.yaml", "--follow", "--backend", "tmux", 'program.args=["--steps", "5"]')
+    assert done.returncode == 0, done
+    assert "finished" in done.stdout
+    assert rows()[0]["state"] == "finished"
+
+
+def test_a_store_that_is_not_there_or_does_not_let_us_in(
+    server: Weed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.use(monkeypatch)
+    argv = ["toy.yaml", "--backend", "local"]
+    none = launch(*argv, "storage.url=s3://no-such-bucket/x")
+    assert none.returncode == 2 and "no-such-bucket" in none.stderr
+    dry = launch(*argv, "storage.url=s3://no-such-bucket/x", "--dry-run")
+    assert dry.returncode == 0 and "warning" in dry.stderr and "s3://no-such-bucket/x/" in dry.stdout
+    wrong = tmp_path / "wrong"
+    wrong.write_text(
+        f"[{server.env['AWS_PROFILE']}]\naws_access_key_id = nobody\naws_secret_access_key = hunter2\n"
+    )
+    refused = launch(*argv, AWS_SHARED_CREDENTIALS_FILE=str(wrong))
+    assert refused.returncode == 2 and "hunter2" not in refused.stderr
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = launch(*argv, AWS_ENDPOINT_URL=f"http://127.0.0.1:{closed.getsockname()[1]}")
+    assert away.returncode == 1 and "127.0.0.1" in away.stderr
+    assert not Path(os.environ["LAUNCH_RUNS"]).exists()
+
+
+def test_tensorboard_serves_the_runs_on_loopback() -> None:
+    pytest.importorskip("tensorboard")
+    run = Path(os.environ["LAUNCH_RUNS"]) / "toy-20260101-000000-0001"
+    (run / "tensorboard").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "final.json").write_text('{"state": "finished"}')
+    process = subprocess.Popen([*LAUNCH, "tensorboard"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        forward = process.stdout.readline()
+        assert "ssh -L " in forward and url.rpartition(":")[2] in forward
+        wait("TensorBoard to answer", lambda: answers(url))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/data/environment", timeout=10) as page:
+            return bool(page.status == 200)
+    except OSError:
+        time.sleep(0.2)
+        return False
