@@ -23,9 +23,11 @@ def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of every box of `a` (..., P, 4) with every box of `b` (..., Q, 4) -> (..., P, Q); 0 where 0/0."""
-    lower = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    upper = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    intersection = (upper - lower).clamp(min=0).prod(dim=-1)
+    ax1, ay1, ax2, ay2 = a[..., :, None, :].unbind(-1)
+    bx1, by1, bx2, by2 = b[..., None, :, :].unbind(-1)
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    intersection = width * height
     union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
     return torch.where(intersection > 0, intersection / union, 0.0)
 

@@ -17,10 +17,12 @@ def nms(boxes: Tensor, labels: Tensor | None, threshold: float) -> Tensor:
     suppressions is final. Real chains are short, so this is a handful of small matrix products where a
     loop over boxes would be D steps.
     """
-    suppresses = pairwise_iou(boxes, boxes) > threshold
+    count = boxes.shape[1]
+    before = torch.ones(count, count, dtype=torch.bool, device=boxes.device).triu(diagonal=1)
+    suppresses = (pairwise_iou(boxes, boxes) > threshold) & before
     if labels is not None:
         suppresses &= labels[:, :, None] == labels[:, None, :]
-    suppresses = suppresses.float().triu(diagonal=1)
+    suppresses = suppresses.float()
     keep = boxes.new_ones(boxes.shape[:2])
     while True:
         suppressed = torch.bmm(keep[:, None], suppresses)[:, 0]

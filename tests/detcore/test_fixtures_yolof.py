@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detcore.backbones.layers import TORCHVISION_PIXELS
 from detcore.models.yolof import YOLOF, Decoder, DilatedEncoder
 from detcore.ops.boxes import clip
+from detcore.ops.coder import MAX_LOG_SCALE, DeltaCoder
 from detcore.ops.matching import BACKGROUND, IGNORED
 from detcore.ops.targets import Targets, pad_targets
 from detcore.weights.keys import rename
@@ -41,6 +42,10 @@ def build(fixture: Fixture, mode: str) -> YOLOF:
         nms_iou=c["nms_thresh"],
         max_detections=c["max_dets"],
     )
+    model.stride = c["stride"]
+    model.coder = DeltaCoder(tuple(c["box_weights"]), c["ctr_clamp"])
+    assert c["scale_clamp"] == pytest.approx(MAX_LOG_SCALE)  # what YOLOF has no argument for
+    assert (c["focal_alpha"], c["focal_gamma"], c["anchor_offset"]) == (0.25, 2.0, 0.0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = c["bn_eps"], c["bn_momentum"]
