@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from detcore.backbones.layers import ConvNorm, Normalize
 from detcore.ops.anchors import square_anchors
 from detcore.ops.boxes import clip
 from detcore.ops.coder import DeltaCoder
-from detcore.ops.losses import giou_loss, sigmoid_focal_loss
+from detcore.ops.losses import giou_loss, mean_over_ranks, sigmoid_focal_loss
 from detcore.ops.matching import IGNORED, Matches, uniform_match
 from detcore.ops.nms import nms
-from detcore.ops.targets import Detections, Targets, compact
+from detcore.ops.targets import Detections, Targets, compact, pick
 
 PRIOR = 0.01  # probability of an object that the first predictions start from (arXiv:1708.02002, 4.1)
 MAX_LOGIT = math.log(1e8)
@@ -192,16 +191,16 @@ class YOLOF(nn.Module):
             boxes, anchors = self.decode(deltas), self.anchors(deltas)
             matches = self.assign(boxes, anchors, targets)
             foreground = matches.assigned >= 0
-            normalizer = _mean_over_ranks(foreground.sum().float()).clamp(min=1)
+            normalizer = mean_over_ranks(foreground.sum().float()).clamp(min=1)
 
             rows = self._rows(logits)
-            labels = torch.where(foreground, _pick(targets.labels, matches.assigned.clamp(min=0)), -1)
+            labels = torch.where(foreground, pick(targets.labels, matches.assigned.clamp(min=0)), -1)
             classes = torch.arange(rows.shape[-1], device=rows.device)
             focal = sigmoid_focal_loss(rows, (labels[..., None] == classes).to(rows.dtype))
             counted = (matches.assigned != IGNORED)[..., None]
             loss_cls = torch.where(counted, focal, 0.0).sum() / normalizer
 
-            giou = giou_loss(_pick(boxes, matches.anchor), _pick(targets.boxes, matches.gt))
+            giou = giou_loss(pick(boxes, matches.anchor), pick(targets.boxes, matches.gt))
             loss_box = torch.where(matches.positive, giou, 0.0).sum() / normalizer
         return {"loss_cls": loss_cls, "loss_box_reg": loss_box}
 
@@ -212,7 +211,7 @@ class YOLOF(nn.Module):
         classes = scores.shape[-1]
         flat = scores.flatten(1)
         best, index = flat.topk(min(self.topk, flat.shape[1]), dim=1)
-        candidates = _pick(boxes, index // classes)
+        candidates = pick(boxes, index // classes)
         labels, real = index % classes, best > self.score
         keep = nms(candidates, labels, self.nms_iou) & real  # what is not real comes last, suppresses nothing
         return compact(Detections(candidates, best, labels, real.sum(1)), keep, self.max_detections)
@@ -220,22 +219,6 @@ class YOLOF(nn.Module):
     def _rows(self, maps: Tensor) -> Tensor:
         """(N, A * D, H, W) -> (N, R, D), R = (row * W + column) * A + anchor."""
         return maps.unflatten(1, (len(self.anchor_sizes), -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
-
-
-def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """values (N, S) or (N, S, 4), index (N, E) -> (N, E) or (N, E, 4); zeros if there is nothing, S = 0."""
-    if values.shape[1] == 0:
-        return values.new_zeros(index.shape + values.shape[2:])
-    if values.dim() == 3:
-        index = index[..., None].expand(-1, -1, values.shape[2])
-    return values.gather(1, index)
-
-
-def _mean_over_ranks(value: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(value)
-        value = value / dist.get_world_size()
-    return value
 
 
 def build_yolof(cfg: Any, backbone: nn.Module) -> YOLOF:

@@ -1,6 +1,7 @@
-"""Element-wise losses; reductions and weights belong to the detectors. Inputs are float32."""
+"""Element-wise losses, in float32, and the mean over ranks that normalises their sums."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,3 +38,14 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     hull = outer.prod(dim=-1)
     giou = intersection / (union + EPSILON) - (hull - union) / (hull + EPSILON)
     return 1 - giou
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a scalar over all ranks, without the host waiting for it.
+
+    A sum divided by this has, after DDP's averaging, the gradient of one big batch.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detcore.ops.boxes import paired_iou, pairwise_iou, to_cxcywh
-from detcore.ops.targets import Targets
+from detcore.ops.targets import Targets, pick
 
 BACKGROUND, IGNORED = -1, -2
 
@@ -59,7 +59,7 @@ def uniform_match(
     gt = torch.arange(size, device=boxes.device).expand(images, count, 2, size).flatten(1)
     real_pair = real.gather(1, gt)
 
-    pair_iou = paired_iou(anchors[anchor], boxes.gather(1, gt[..., None].expand(-1, -1, 4)))
+    pair_iou = paired_iou(anchors[anchor], pick(boxes, gt))
     positive = real_pair & (pair_iou >= pos_ignore)
     best_iou = torch.where(real[:, None, :], pairwise_iou(predicted, boxes), 0.0).amax(dim=2)
     unpaired = torch.where(best_iou > neg_ignore, IGNORED, BACKGROUND)

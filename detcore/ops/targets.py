@@ -47,13 +47,22 @@ def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
     return targets
 
 
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """values (N, S) or (N, S, D), index (N, E) -> (N, E) or (N, E, D); zeros if there is nothing, S = 0."""
+    if values.shape[1] == 0:
+        return values.new_zeros(index.shape + values.shape[2:])
+    if values.dim() == 3:
+        index = index[..., None].expand(-1, -1, values.shape[2])
+    return values.gather(1, index)
+
+
 def compact(detections: Detections, keep: Tensor, limit: int | None = None) -> Detections:
     """Those of the detections where `keep` (N, D) holds, in their order, at most `limit` an image."""
     order = torch.argsort(keep.logical_not().to(torch.uint8), dim=1, stable=True)[:, :limit]
     kept = keep.gather(1, order)
     return Detections(
-        boxes=detections.boxes.gather(1, order[..., None].expand(-1, -1, 4)) * kept[..., None],
-        scores=detections.scores.gather(1, order) * kept,
-        labels=detections.labels.gather(1, order).masked_fill(~kept, -1),
+        boxes=pick(detections.boxes, order) * kept[..., None],
+        scores=pick(detections.scores, order) * kept,
+        labels=pick(detections.labels, order).masked_fill(~kept, -1),
         count=kept.sum(dim=1),
     )
