@@ -4,6 +4,7 @@ import signal
 import time
 
 from launcher import history, processes
+from launcher.durable import FLUSH
 from launcher.errors import LaunchError, Taken, UserError
 from launcher.lease import Holder, holder
 from launcher.recipe import load_frozen
@@ -11,7 +12,7 @@ from launcher.restart import TAKEN
 from launcher.rundir import RunDir, read_json
 from launcher.supervise import Supervisor
 
-MARGIN = 60.0  # seconds beyond the grace period for last files on their way to the store
+MARGIN = 60.0  # seconds that a supervisor has beyond those which it takes by its own rules
 
 
 def stop(run: RunDir) -> None:
@@ -26,9 +27,9 @@ def stop(run: RunDir) -> None:
     if held and run.stop_requested.exists() and final is None:
         raise UserError(f"run {run.id} is being stopped already", f"See `launch status {run.id}`.")
     run.stop_requested.touch()
-    if held is None and not processes.of_run(run.path):
+    if held is None and not processes.keepers(run.path):
         _conclude(run)
-    patience = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE + MARGIN
+    patience = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE + FLUSH + MARGIN
     if not processes.gone(lambda: processes.of_run(run.path), patience):
         processes.kill(lambda: processes.of_run(run.path))
     if read_json(run.final) is None:  # killed, or its guard had been alone

@@ -49,6 +49,11 @@ def of_run(run_dir: Path) -> list[Process]:
     return [process for process, _ in _carrying(run_dir)]
 
 
+def keepers(run_dir: Path) -> list[Process]:
+    """The run's supervisor and guard: what carries the run's name but belongs to no attempt."""
+    return [process for process, attempt in _carrying(run_dir) if attempt is None]
+
+
 def of_attempts(run_dir: Path, attempt: int | None = None) -> list[Process]:
     """torchrun, its workers and whatever these started: of one attempt, or of all."""
     found = {
@@ -105,15 +110,20 @@ def gone(find: Callable[[], list[Process]], budget: float, tick: Callable[[], No
 
 def _carrying(run_dir: Path) -> Iterator[tuple[Process, int | None]]:
     """The processes that were told this run folder, each with the attempt that it was told, if any."""
-    needle = f"LAUNCH_RUN_DIR={run_dir}".encode()
+    needle = f"LAUNCH_RUN_ID={run_dir.name}".encode()
     for pid in _pids():
         try:
             environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:  # gone, or another user's
             continue
-        if needle in environ and pid != os.getpid() and (process := inspect(pid)):
-            told = [variable[15:] for variable in environ if variable.startswith(b"LAUNCH_ATTEMPT=")]
-            yield process, int(told[0]) if told and told[0].isdigit() else None
+        if needle not in environ or pid == os.getpid():
+            continue
+        told = dict(variable.split(b"=", 1) for variable in environ if variable.startswith(b"LAUNCH_"))
+        folder = Path(os.fsdecode(told.get(b"LAUNCH_RUN_DIR", b"")))
+        # A copy of the run may be at work in another folder: one brought back from the store.
+        if folder.resolve() == run_dir.resolve() and (process := inspect(pid)):
+            attempt = told.get(b"LAUNCH_ATTEMPT", b"")
+            yield process, int(attempt) if attempt.isdigit() else None
 
 
 def _all() -> Iterator[Process]:

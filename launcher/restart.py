@@ -72,7 +72,7 @@ def classify(
         return End("preempted", "somebody else signalled the workers, and they saved", step, True, progress)
     if saved and exit_status == 0:  # again at once, without end, would be a busy loop
         return End("crashed", "the program stopped though nobody asked it to", step, True, progress)
-    return End("crashed", crash, step, None, progress)
+    return End("crashed", crash, step, saved or None, progress)
 
 
 def decide(history: Sequence[End], crashes: int, backoff: float) -> Decision:

@@ -23,20 +23,32 @@ TOY = Path(__file__).with_name("toy.py")
 class Toy:
     """A run of tests/launcher/toy.py, with a guard as its own process where `start` is called."""
 
-    def __init__(self, args: str, name: str = "toy", backend: str = "local", **restart: object) -> None:
+    def __init__(
+        self,
+        args: str | list[str],
+        name: str = "toy",
+        backend: str = "local",
+        script: str | None = None,
+        url: str | None = None,
+        **restart: object,
+    ) -> None:
         self.run = RunDir(runs_root() / new_run_id(name))
         self.run.path.mkdir(parents=True)
-        source = self.run.path / "source.yaml"
+        source, program = self.run.path / "source.yaml", TOY
+        if script is not None:
+            program = self.run.path / "program.py"
+            program.write_text(script)
         told = {
-            "program": {"script": str(TOY), "args": args.split()},
+            "program": {"script": str(program), "args": args.split() if isinstance(args, str) else args},
             "resources": {"gpus": 2, "device": "cpu"},
+            "mirror": {"every": 1},
             "restart": {"crashes": 5, "backoff": 0.1, "hang": 60, "grace": 20} | restart,
         }
         source.write_text(yaml.safe_dump(told))
         recipe = load(source)
         source.unlink()
         self.run.recipe.write_text(recipe.dump())
-        record = {"schema": 1, "id": self.run.id, "name": name, "recipe_hash": recipe.hash(), "url": None}
+        record = {"schema": 1, "id": self.run.id, "name": name, "recipe_hash": recipe.hash(), "url": url}
         record |= {"workdir": str(self.run.path.parent), "backend": backend, "created": time.time()}
         write_json(self.run.run, record | {"git": None, "env": {"PATH": os.environ["PATH"]}})
         self.guard: subprocess.Popen[bytes] | None = None
