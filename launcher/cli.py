@@ -241,6 +241,9 @@ def _main(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:  # `launch logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that is not ours: the system's own words say it
+        click.echo(f"launch: {error}", err=True)
+        return 1
 
 
 if __name__ == "__main__":

@@ -94,6 +94,10 @@ def _override(document: Document, key: str, value: object, origin: str) -> None:
     over = read_override(key, value, origin)
     here: Any = document.data
     parts = key.split(".")
+    if parts[0] == "extends":
+        raise over.error(
+            [Problem(("extends",), "`extends` belongs into the recipe; write one that extends both")]
+        )
     for end, part in enumerate(parts[:-1], 1):
         here = here.get(part) if part in here else {}
         if here is None:  # `evaluation: null` and then `evaluation.every=5`

@@ -147,7 +147,7 @@ def _facts(row: Row) -> list[tuple[str, RenderableType]]:
     newest = row["checkpoints"][:1]
     kept = f"{len(row['checkpoints'])} on disk, newest {newest[0]['name']}" if newest else "none yet"
     left = f"{duration(row['eta'])} left" if row["eta"] is not None else ""
-    where = f"on {row['host']}, {row['backend']}, {row['gpus']} workers"
+    where = f"on {row['host']}, {row['backend']}, {row['gpus']} GPUs or workers"
     facts: list[tuple[str, RenderableType]] = [
         ("state", state),
         ("step", "  ".join(filter(None, [_progress(row), _figure(row), left]))),

@@ -96,6 +96,8 @@ def _ended(name: str, final: Row) -> Row:
 
 
 def _active(run: RunDir) -> Row:
+    from launcher import history
+
     about = read_json(run.run) or {}
     events = read_jsonl(run.attempts)
     beat = read_json(run.heartbeat) or {}
@@ -119,7 +121,7 @@ def _active(run: RunDir) -> Row:
         "metrics": {},
         "gpus": gpus,
         "attempts": len(starts),
-        "lost_steps": _lost_steps(ends, beat if now else {}),
+        "lost_steps": history.lost_steps([*ends, beat] if now else ends),
         "created": about.get("created"),
         "ended": None,
         "url": about.get("url"),
@@ -144,13 +146,6 @@ def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple
     if on_its_way or processes.of_run(run.path):
         return ("coming back" if starts else "starting"), reason, None
     return "lost", f"nobody runs it; launch resume {run.id}", None
-
-
-def _lost_steps(ends: list[Row], beat: Row) -> int:
-    """Steps done twice: where one attempt ended past the beginning of the next."""
-    begins = [end.get("resumed") for end in ends[1:]] + [beat.get("resumed")]
-    pairs = zip(ends, begins, strict=True) if ends else []
-    return sum(max(0, (end.get("step") or 0) - begin) for end, begin in pairs if begin is not None)
 
 
 def _durable(synced: Row, url: object) -> Row | None:

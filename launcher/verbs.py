@@ -73,7 +73,8 @@ def status(spec: str | None, as_json: bool, watch: bool, everything: bool) -> in
     def view() -> Any:
         return show.run_view(run) if run else show.table(status.listing(everything))
 
-    console = Console(highlight=False)
+    piped = None if sys.stdout.isatty() else 200  # a line per run, for grep
+    console = Console(highlight=False, width=piped)
     if watch:
         show.watch(console, view, lambda: run is not None and _over(run))
     else:
@@ -123,7 +124,7 @@ def preempt(spec: str) -> int:
 
 
 def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
-    from launcher import lease, submit
+    from launcher import lease, processes, submit
     from launcher.rundir import find_run, read_json
 
     elsewhere = "://" in spec
@@ -132,8 +133,9 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
     if (read_json(run.final) or {}).get("state") == "finished":
         raise UserError(f"run {run.id} is finished; there is nothing to resume")
     holder = lease.holder(run)
-    if holder is not None and holder.alive:
-        raise UserError(f"run {run.id} is running already: {holder} holds it", f"launch status {run.id}")
+    if (holder is not None and holder.alive) or processes.of_run(run.path):
+        who = f": {holder} holds it" if holder else ""
+        raise UserError(f"run {run.id} is running already{who}", f"launch status {run.id}")
     submit.adopt(run, backend, elsewhere)
     recipe = submit.check_again(run, _flags(gpus=gpus), backend)
     return _start(run, backend, recipe.resources.gpus if gpus else None, follow)

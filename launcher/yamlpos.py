@@ -70,7 +70,9 @@ def read_override(dotted_key: str, value: object, origin: str) -> Document:
 
 def dump(data: object) -> str:
     """YAML that every reader, of YAML 1.1 or 1.2, takes for the same data."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,7 +14,8 @@ LAUNCH = [sys.executable, "-m", "launcher.cli"]
 TRAIN = """\
 import json, os, pathlib, sys
 run = pathlib.Path(os.environ["LAUNCH_RUN_DIR"])
-print("hello from rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], sys.argv[1:], os.environ["GREETING"])
+who = f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
+print("hello from", who, sys.argv[1:], os.environ["GREETING"])
 if os.environ["RANK"] == "0":
     (run / "seen.json").write_text(json.dumps(dict(os.environ)))
 sys.exit(int(os.environ.get("EXIT", 0)))
@@ -205,6 +206,11 @@ BAD = {
         ["checked.yaml", "program.check=trainer.main"],
         "trainer.main --check could not answer",
     ),
+    "a base on the command line": (["toy.yaml", "extends=x.yaml"], "`extends` belongs into the recipe"),
+    "an override without a key": (["toy.yaml", "=3"], "an override looks like section.key=value"),
+    "a section that is none": (["toy.yaml", "train=3"], "`train` must hold `key: value` lines"),
+    "bytes that are no text": (["toy.yaml", os.fsdecode(b"train.lr=\xff")], "not YAML"),
+    "a file that is no text": (["/bin/true"], "not UTF-8"),
     "a store that is none": (["toy.yaml", "storage.url=ftp://x/y"], "not the address of a store"),
     "an unknown run": (["status", "nobody"], "there are no runs"),
     "no runs to stop": (["stop", "last"], "there are no runs"),
@@ -228,6 +234,21 @@ def test_a_folder_that_cannot_be_written_is_told() -> None:
     Path("file").write_text("")
     done = launch("toy.yaml", "--backend", "local", LAUNCH_RUNS=str(Path("file/runs").absolute()))
     assert done.returncode == 2 and "cannot make a run folder" in done.stderr
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_done() -> None:
+    """A limit of 0 on the size of files fails every write, as a full disk does."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    program = f"{limit}; from launcher.cli import main; main()"
+    argv = [sys.executable, "-c", program, "toy.yaml", "--backend", "local"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "cannot make a run folder" in done.stderr and runs() == []
+
+
+def test_without_tmux() -> None:
+    assert json.loads(launch("toy.yaml", "--json", PATH="/nowhere").stdout)["run"]["backend"] == "local"
+    done = launch("toy.yaml", "--backend", "tmux", PATH="/nowhere")
+    assert done.returncode == 2 and "there is no tmux here" in done.stderr and runs() == []
 
 
 def test_credentials_that_a_window_would_not_see_are_refused() -> None:

@@ -65,6 +65,7 @@ def test_the_verbs_on_a_mirrored_run_in_a_window(
     wait("step 10", reached(10))
     assert launch("resume", "verbs").returncode == 2, "it is running already"
     assert launch("rm", "verbs").returncode == 2, "it is running"
+    assert "attach-session" in launch("attach", "verbs").stdout, "without a terminal it says what to type"
     told = launch("preempt", "verbs")
     assert told.returncode == 0 and "comes back by itself" in told.stdout, told
     wait("the second attempt", lambda: rows()[0]["attempts"] == 2 and rows()[0]["state"] == "running")
