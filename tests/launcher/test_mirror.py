@@ -39,7 +39,6 @@ def server(weed_server: Weed, monkeypatch: pytest.MonkeyPatch) -> Weed:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds instead of tens of seconds; the proportions stay."""
-    monkeypatch.setattr(ownership, "PATIENCE", 4.0)
     monkeypatch.setattr(ownership, "BEAT", 0.4)
     monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 0.5)
     monkeypatch.setattr(mirror_module, "SHORTEST_PAUSE", 0.2)
@@ -167,7 +166,7 @@ def test_the_server_dies_and_comes_back(
 
 
 def test_the_older_of_two_owners_stops_publishing(
-    server: Weed, tmp_path: Path, quick: None, started: Callable[..., Mirror]
+    server: Weed, tmp_path: Path, quick: None, started: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = f"lab/{tmp_path.name}/{ID}"
     run, other = make_run(tmp_path / "a", ""), make_run(tmp_path / "b", "")
@@ -179,31 +178,32 @@ def test_the_older_of_two_owners_stops_publishing(
         new.claim("new", 1)
     old._pulse.stop()  # as if its machine were frozen ...
     old._owner.confirm = lambda: None  # type: ignore[method-assign]
+    monkeypatch.setattr(ownership, "PATIENCE", 2.0)
     assert new.claim("new", 1) == 4, "a higher fence than any seen in the store"
     new.start()
     assert new.flush(60)
     del old._owner.confirm  # ... and went on
     add_checkpoint(run, 999, fence=3)
-    wait("the old owner to see it", lambda: old.lost)
-    assert "taken over by attempt 4" in str(old.lost) and "taken over" in str(synced(run)["error"])
+    wait("the old owner to see it", lambda: "taken over" in str(synced(run)["error"]))
+    assert "taken over by attempt 4" in str(old.lost)
     assert not old.flush(5), "it does not pretend"
     assert not any("step-00000999" in key for key in server.files(prefix))
     assert new.stop(60)
     new.release()
     third = Mirror(make_run(tmp_path / "c", ""), server.store(prefix), every=1, keep=KEEP)
-    begun = time.monotonic()
-    assert third.claim("third", 2) == 5
-    assert time.monotonic() - begun < ownership.PATIENCE, "a run that was given back is taken at once"
+    monkeypatch.setattr(ownership, "PATIENCE", 1000.0)
+    assert third.claim("third", 2) == 5, "a run that was given back is taken at once"
 
 
-def test_a_supervisor_that_comes_back_need_not_wait(tmp_path: Path, started: Callable[..., Mirror]) -> None:
+def test_a_supervisor_that_comes_back_need_not_wait(
+    tmp_path: Path, started: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed and started again in the same folder, under its lease: the owner is known to be dead."""
     run, store = make_run(tmp_path, ""), FolderStore(tmp_path / "store")
     first = started(run, store, "first", 1)
     assert first.stop(60)
-    begun = time.monotonic()
+    monkeypatch.setattr(ownership, "PATIENCE", 1000.0)
     assert Mirror(run, store, every=1, keep=KEEP).claim("second", 2) == 2
-    assert time.monotonic() - begun < 10 < ownership.PATIENCE
 
 
 @pytest.mark.parametrize("meanwhile", [False, True])

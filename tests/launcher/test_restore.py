@@ -249,7 +249,6 @@ def test_hostile_keys(
 def test_a_run_that_is_held_is_not_pulled(
     stored: tuple[RunDir, FolderStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ownership, "PATIENCE", 6.0)
     monkeypatch.setattr(ownership, "BEAT", 0.4)
     run, store = stored
     mirror = Mirror(run, store, every=60, keep=5)
@@ -258,6 +257,7 @@ def test_a_run_that_is_held_is_not_pulled(
     with pytest.raises(Taken, match="held by attempt 7 on"):
         pull_run(store.url, StoreSettings(), tmp_path / "runs")
     mirror.stop(30)  # its supervisor died without a word
+    monkeypatch.setattr(ownership, "PATIENCE", 2.0)
     assert newest(pull_run(store.url, StoreSettings(), tmp_path / "runs")) == Mark(1, 30)
 
 

@@ -96,22 +96,24 @@ def test_killed_it_leaves_no_server_behind(server: Weed) -> None:
     server.start()
 
 
-@pytest.mark.parametrize("nohup", [False, True])
-def test_it_ends_with_its_parent_unless_told_otherwise(tmp_path: Path, nohup: bool) -> None:
-    script = f'{"nohup" if nohup else ""} "{sys.executable}" -c "$1" "$2" >"$2.log" 2>&1 & echo $!; read wait'
-    argv = ["bash", "-c", script, "bash", SERVE, str(tmp_path / "store")]
-    shell = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert shell.stdout is not None
-    process = psutil.Process(int(shell.stdout.readline()))
-    wait(lambda: (tmp_path / "store" / "env.sh").exists())
-    everyone = [process, *process.children(recursive=True)]
-    shell.kill()
-    shell.communicate()
-    if nohup:
-        time.sleep(1)
-        assert all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone)
-        process.send_signal(signal.SIGTERM)
-    wait_gone(everyone)
+def test_it_ends_with_its_parent_unless_told_otherwise(tmp_path: Path) -> None:
+    def start(nohup: str, folder: Path) -> tuple["subprocess.Popen[bytes]", psutil.Process]:
+        script = f'{nohup} "{sys.executable}" -c "$1" "$2" >"$2.log" 2>&1 & echo $!; read wait'
+        argv = ["bash", "-c", script, "bash", SERVE, str(folder)]
+        shell = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert shell.stdout is not None
+        return shell, psutil.Process(int(shell.stdout.readline()))
+
+    everyone = []
+    for shell, process in [start("", tmp_path / "a"), start("nohup", tmp_path / "b")]:
+        wait((tmp_path / "ab"[len(everyone)] / "env.sh").exists)
+        everyone.append([process, *process.children(recursive=True)])
+        shell.kill()
+        shell.communicate()
+    wait_gone(everyone[0])
+    assert all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone[1])
+    everyone[1][0].send_signal(signal.SIGTERM)
+    wait_gone(everyone[1])
 
 
 def wait(check: Callable[[], object], seconds: float = 60) -> None:
