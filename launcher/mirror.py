@@ -1,7 +1,7 @@
 """The mirror of one run: a background thread that sends the run folder to the store while the run goes on.
 
 It owns `synced.json`, which tells what is durable and since when it is not. What a pass sends is push.py's,
-who may publish is ownership.py's, the way back is restore.py's. Callers hold the run's local lease.
+who may publish is ownership.py's, the way back is restore.py's and pull.py's. Callers hold the local lease.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from typing import Any
 from launcher import restore
 from launcher.errors import StoreError, Taken
 from launcher.ownership import Ownership, Pulse
+from launcher.pull import pull_run
 from launcher.push import Push
-from launcher.restore import pull_run
 from launcher.rundir import RunDir, read_json, write_json
 from launcher.storage import Store
 

@@ -1,4 +1,4 @@
-"""The way back: from the store to a run folder that lacks something, or to a disk that has nothing.
+"""The way back: from the store to a run folder that lacks something.
 
 Keys are names from outside: each is checked before a path is made of it. Everything is written aside first.
 """
@@ -8,18 +8,17 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from launcher import checkpoints as ckpt
 from launcher.checkpoints import MANIFEST, Mark
-from launcher.errors import LaunchError, StoreError, UserError
-from launcher.ownership import read_owner, watch
+from launcher.errors import StoreError
 from launcher.push import LAST, NOT_MIRRORED, STATES, is_temporary
-from launcher.rundir import RUN_ID, RunDir, read_json, read_jsonl, sync_dir, write_json
-from launcher.storage import Entry, NotFound, Store, StoreSettings, key_problem, open_store
+from launcher.rundir import RunDir, read_jsonl, sync_dir
+from launcher.storage import Entry, NotFound, Store, key_problem
 
 log = logging.getLogger("launch.mirror")
 
@@ -29,10 +28,10 @@ OF_THE_MOMENT = {*STATES, "heartbeat.json", "outcome.json", "attempts.jsonl", LA
 
 def checkpoints_in(store: Store) -> list[Mark]:
     """Checkpoints that have a manifest in the store, newest first."""
-    return _marks(entry.key for entry in store.list("checkpoints/"))
+    return marks_of(entry.key for entry in store.list("checkpoints/"))
 
 
-def _marks(keys: Iterable[str]) -> list[Mark]:
+def marks_of(keys: Iterable[str]) -> list[Mark]:
     folders = (key.split("/") for key in keys)
     names = (p[1] for p in folders if len(p) == 3 and p[0] == "checkpoints" and p[2] == MANIFEST)
     return sorted((mark for mark in map(ckpt.mark_of, names) if mark), reverse=True)
@@ -51,20 +50,21 @@ def restore(run: RunDir, store: Store) -> None:
 
 
 def _restore(run: RunDir, store: Store) -> None:
-    for left in run.checkpoints.glob(".tmp-restore-*"):
-        shutil.rmtree(left)
-    keys = _safe_keys(store.list())
-    marks = _marks(keys)
+    for folder in (run.path, run.checkpoints):  # left by one that was killed
+        for left in folder.glob(".tmp-restore-*"):
+            shutil.rmtree(left)
+    keys = safe_keys(store.list())
+    marks = marks_of(keys)
     here = ckpt.newest(run) if marks else None
     for mark in marks:
         if here is not None and mark <= here:
             break
-        with _brought(store, mark, run.checkpoints) as (folder, reason):
+        with brought(store, mark, run.checkpoints) as (folder, reason):
             if reason is None:
                 for name in HISTORY:
                     if name in keys:
                         store.get_file(name, run.path / name)
-                _put_in_place(folder, run.checkpoints / mark.name)
+                put_in_place(folder, run.checkpoints / mark.name)
                 log.info("brought checkpoint %s from %s", mark.name, store.url)
                 break
         log.warning("passed over checkpoint %s in %s: %s", mark.name, store.url, reason)
@@ -101,7 +101,7 @@ def _attempt_order(line: dict[str, Any]) -> tuple[int, bool]:
 
 
 @contextmanager
-def _brought(store: Store, mark: Mark, parent: Path) -> Iterator[tuple[Path, str | None]]:
+def brought(store: Store, mark: Mark, parent: Path) -> Iterator[tuple[Path, str | None]]:
     """(folder, None) with the verified checkpoint in a folder aside, or (folder, why it is not whole)."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-restore-", dir=parent, ignore_cleanup_errors=True) as aside:
@@ -137,14 +137,14 @@ def _fetch(store: Store, mark: Mark, folder: Path) -> str | None:
     return reason
 
 
-def _put_in_place(folder: Path, target: Path) -> None:
+def put_in_place(folder: Path, target: Path) -> None:
     if target.exists():  # the same checkpoint, broken here
         target.rename(folder.with_name("broken"))
     folder.rename(target)
     sync_dir(target.parent)
 
 
-def _safe_keys(entries: Iterable[Entry]) -> dict[str, int]:
+def safe_keys(entries: Iterable[Entry]) -> dict[str, int]:
     """Keys and sizes that belong to a run folder. StoreError if one of them would leave it."""
     keys = {entry.key: entry.size for entry in entries}
     folders = {parent for key in keys for parent in _parents(key)}
@@ -169,83 +169,3 @@ def _is_ours(key: str) -> bool:
     if any(is_temporary(part) for part in parts) or (NOT_MIRRORED - {"checkpoints"}) & {key, *_parents(key)}:
         return False
     return parts[0] != "checkpoints" or key == LAST or (len(parts) > 2 and ckpt.mark_of(parts[1]) is not None)
-
-
-def pull_run(url: str, settings: StoreSettings, runs_root: Path) -> RunDir:
-    """Bring the whole run at `url` to a machine that has nothing of it; return its new folder.
-
-    It is made aside and renamed in one go: what fails leaves nothing behind. Raises UserError (no run there,
-    or it is here already), Taken (its owner lives), StoreAway, StoreError.
-    """
-    store = open_store(url.rstrip("/"), settings)
-    store.check()
-    name = store.url.rpartition("/")[2]
-    if RUN_ID.fullmatch(name) and os.path.lexists(runs_root / name):
-        raise UserError(f"the run {name} is here already", f"launch resume {name}")
-    listing = list(store.list())
-    if not RUN_ID.fullmatch(name) or not any(entry.key == "run.json" for entry in listing):
-        raise UserError(f"there is no run at {url}", "give the URL that `launch status RUN` shows")
-    keys = _safe_keys(listing)
-    owner = read_owner(store)
-    if owner is not None:
-        if not owner[0].get("ended"):
-            log.info("watching for up to 20 s whether the run's last owner still lives")
-        watch(store, owner[0])
-    try:
-        runs_root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tmp-pull-", dir=runs_root, ignore_cleanup_errors=True) as d:
-            aside = RunDir(Path(d, name))
-            _pull(store, keys, aside)
-            _check_identity(aside, store.url, name)
-            aside.path.rename(runs_root / name)
-            sync_dir(runs_root)
-    except OSError as error:
-        raise LaunchError(f"{error.filename or runs_root} cannot be written: {error.strerror}") from error
-    return RunDir(runs_root / name)
-
-
-def _pull(store: Store, keys: dict[str, int], aside: RunDir) -> None:
-    marks = _marks(keys)
-    files = [key for key in keys if not key.startswith("checkpoints/") or key == LAST]
-    with _progress(f"bringing {aside.id}", len(files) + len(marks)) as advance:
-        for key in files:
-            (aside.path / key).parent.mkdir(parents=True, exist_ok=True)
-            store.get_file(key, aside.path / key)
-            advance()
-        reasons = []
-        for mark in marks:
-            with _brought(store, mark, aside.checkpoints) as (folder, reason):
-                if reason is None:
-                    _put_in_place(folder, aside.checkpoints / mark.name)
-                else:
-                    reasons.append(reason)
-                    log.warning("passed over checkpoint %s in %s: %s", mark.name, store.url, reason)
-            advance()
-    if marks and len(reasons) == len(marks):
-        raise StoreError(f"none of the {len(marks)} checkpoints in {store.url} is whole: {reasons[0]}")
-
-
-def _check_identity(run: RunDir, url: str, name: str) -> None:
-    """run.json must be this run's; its URL becomes the one it was brought from."""
-    about = read_json(run.run)
-    if about is None or about.get("id") != name or not run.recipe.is_file():
-        raise StoreError(f"{url} is no whole run: run.json or recipe.yaml is missing or another run's")
-    if about.get("url") != url:
-        write_json(run.run, {**about, "url": url})
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar where a person watches, a plain line at the start and end elsewhere; both on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(f"{title}: {total} files", highlight=False)
-        yield lambda: None
-        console.print(f"{title}: done", highlight=False)
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import ownership, restore
+from launcher import ownership, pull, restore
 from launcher.checkpoints import newest, verify
 from launcher.errors import LaunchError, StoreAway, StoreError, Taken, UserError
 from launcher.mirror import Mirror, pull_run
@@ -198,7 +198,7 @@ def test_cut_off_after_any_object(stored: tuple[RunDir, FolderStore], tmp_path: 
         assert not list(run.path.rglob(".tmp-*"))
         store.left = number
         with pytest.raises(StoreAway), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(restore, "open_store", lambda url, settings: store)
+            patch.setattr(pull, "open_store", lambda url, settings: store)
             pull_run(store.url, StoreSettings(), tmp_path / "pulled")
         assert list((tmp_path / "pulled").iterdir()) == [], "a pull leaves all or nothing"
         number += 1
@@ -235,7 +235,7 @@ def test_hostile_keys(
 ) -> None:
     store = Hostile(stored[1].root)
     store.more = key
-    monkeypatch.setattr(restore, "open_store", lambda url, settings: store)
+    monkeypatch.setattr(pull, "open_store", lambda url, settings: store)
     with pytest.raises(StoreError, match="not safe to write"):
         pull_run(store.url, StoreSettings(), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
@@ -266,6 +266,13 @@ def test_a_run_that_was_moved_goes_on_where_it_is(stored: tuple[RunDir, FolderSt
     url = f"file://{tmp_path}/moved/{ID}"
     pulled = pull_run(url, StoreSettings(), tmp_path / "runs")
     assert (read_json(pulled.run) or {})["url"] == url
+
+
+def test_a_finished_run_is_not_pulled(stored: tuple[RunDir, FolderStore], tmp_path: Path) -> None:
+    stored[1].put_bytes("final.json", b'{"state": "finished"}')
+    with pytest.raises(UserError, match="nothing to resume"):
+        pull_run(stored[1].url, StoreSettings(), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_not_the_run_it_claims_to_be(stored: tuple[RunDir, FolderStore], tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""A whole run from the store to a disk that has nothing of it, so that it goes on there."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.errors import LaunchError, StoreError, UserError
+from launcher.ownership import read_owner, watch
+from launcher.push import LAST
+from launcher.restore import brought, marks_of, put_in_place, safe_keys
+from launcher.rundir import RUN_ID, RunDir, read_json, sync_dir, write_json
+from launcher.storage import Store, StoreSettings, open_store
+
+log = logging.getLogger("launch.mirror")
+
+
+def pull_run(url: str, settings: StoreSettings, runs_root: Path) -> RunDir:
+    """Bring the whole run at `url` to a machine that has nothing of it, to go on there; its new folder.
+
+    It is made aside and renamed in one go: what fails leaves nothing behind. Raises UserError (no run there,
+    or it is here already or finished), Taken (its owner lives), StoreAway, StoreError.
+    """
+    store = open_store(url.rstrip("/"), settings)
+    store.check()
+    name = store.url.rpartition("/")[2]
+    if RUN_ID.fullmatch(name) and os.path.lexists(runs_root / name):
+        raise UserError(f"the run {name} is here already", f"launch resume {name}")
+    listing = list(store.list())
+    if not RUN_ID.fullmatch(name) or not any(entry.key == "run.json" for entry in listing):
+        raise UserError(f"there is no run at {url}", "give the URL that `launch status RUN` shows")
+    keys = safe_keys(listing)
+    if _state(store, keys) == "finished":
+        raise UserError(f"the run {name} is finished; there is nothing to resume")
+    owner = read_owner(store)
+    if owner is not None:
+        if not owner[0].get("ended"):
+            log.info("watching for up to 20 s whether the run's last owner still lives")
+        watch(store, owner[0])
+    try:
+        runs_root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-pull-", dir=runs_root, ignore_cleanup_errors=True) as d:
+            aside = RunDir(Path(d, name))
+            _pull(store, keys, aside)
+            _check_identity(aside, store.url, name)
+            aside.path.rename(runs_root / name)
+            sync_dir(runs_root)
+    except OSError as error:
+        raise LaunchError(f"{error.filename or runs_root} cannot be written: {error.strerror}") from error
+    return RunDir(runs_root / name)
+
+
+def _state(store: Store, keys: dict[str, int]) -> object:
+    """The state in the store's final.json; None while the run has not ended."""
+    try:
+        return json.loads(store.get_bytes("final.json")[0])["state"] if "final.json" in keys else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _pull(store: Store, keys: dict[str, int], aside: RunDir) -> None:
+    marks = marks_of(keys)
+    files = [key for key in keys if not key.startswith("checkpoints/") or key == LAST]
+    with _progress(f"bringing {aside.id}", len(files) + len(marks)) as advance:
+        for key in files:
+            (aside.path / key).parent.mkdir(parents=True, exist_ok=True)
+            store.get_file(key, aside.path / key)
+            advance()
+        reasons = []
+        for mark in marks:
+            with brought(store, mark, aside.checkpoints) as (folder, reason):
+                if reason is None:
+                    put_in_place(folder, aside.checkpoints / mark.name)
+                else:
+                    reasons.append(reason)
+                    log.warning("passed over checkpoint %s in %s: %s", mark.name, store.url, reason)
+            advance()
+    if marks and len(reasons) == len(marks):
+        raise StoreError(f"none of the {len(marks)} checkpoints in {store.url} is whole: {reasons[0]}")
+
+
+def _check_identity(run: RunDir, url: str, name: str) -> None:
+    """run.json must be this run's; its URL becomes the one it was brought from."""
+    about = read_json(run.run)
+    if about is None or about.get("id") != name or not run.recipe.is_file():
+        raise StoreError(f"{url} is no whole run: run.json or recipe.yaml is missing or another run's")
+    if about.get("url") != url:
+        write_json(run.run, {**about, "url": url})
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar where a person watches, a plain line at the start and end elsewhere; both on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"{title}: {total} files", highlight=False)
+        yield lambda: None
+        console.print(f"{title}: done", highlight=False)
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
