@@ -17,7 +17,7 @@ from tests.launcher.store_fixture import Weed, weed
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shapes")
+    folder = tmp_path_factory.mktemp("data") / "shapes"
     sizes = ["--train", "32", "--val", "8", "--size", "64"]
     subprocess.run([sys.executable, "-m", "detcore.data.shapes", str(folder), *sizes], check=True)
     return folder
