@@ -172,11 +172,7 @@ def main() -> int:
     frozen = (read_json(run.run) or {}).get("env", {})
     environ = {name: os.environ[name] for name in OF_THE_WINDOW if name in os.environ} | frozen
     if "LAUNCH_RUN_DIR" not in os.environ:  # only an environment given to exec can be seen from outside
-        os.execve(
-            sys.executable,
-            [sys.executable, "-P", "-m", "launcher.guard", *sys.argv[1:]],
-            environ | marks(run),
-        )
+        os.execve(sys.executable, sys.orig_argv, environ | marks(run))
     try:
         status = Guard(run, args.gpus, environ).run()
     except LaunchError as error:

@@ -35,29 +35,29 @@ class Tmux:
         old = _windows(run)
         # The options that new windows begin with have to be there before the first, so the session opens with
         # a window that is taken away again.
-        made = _tmux(
+        made = tmux(
             "new-session", "-d", "-s", session, "-P", "-F", "#{window_id}", "sleep", "60", check=False
         )
         first = made.stdout.strip() if made.returncode == 0 else None
-        _tmux("set-option", "-t", f"={session}:", "history-limit", SCROLLBACK)
+        tmux("set-option", "-t", f"={session}:", "history-limit", SCROLLBACK)
         argv = [
             sys.executable,
             "-P",
             "-m",
-            "launcher.guard",
+            "launcher.backends.window",
             str(run.path),
             *(["--gpus", str(gpus)] if gpus else []),
         ]
         told = ["-d", "-P", "-F", "#{window_id}", "-t", f"={session}:", "-n", run.id, "-c", workdir]
-        window = _tmux("new-window", *told, "--", *argv).stdout.strip()
+        window = tmux("new-window", *told, "--", *argv).stdout.strip()
         for option, value in (
             ("remain-on-exit", "failed"),
             ("automatic-rename", "off"),
             ("allow-rename", "off"),
         ):
-            _tmux("set-option", "-w", "-t", window, option, value, check=False)  # it may have ended already
+            tmux("set-option", "-w", "-t", window, option, value, check=False)  # it may have ended already
         for gone in [*old, *filter(None, [first])]:
-            _tmux("kill-window", "-t", gone, check=False)
+            tmux("kill-window", "-t", gone, check=False)
 
     def attach(self, run: RunDir) -> None:
         windows = _windows(run)
@@ -65,10 +65,10 @@ class Tmux:
             raise UserError(
                 f"run {run.id} has no window any more", f"`launch logs {run.id}` shows what it said."
             )
-        _tmux("select-window", "-t", windows[-1])
-        session = _tmux("display-message", "-p", "-t", windows[-1], "#{session_name}").stdout.strip()
+        tmux("select-window", "-t", windows[-1])
+        session = tmux("display-message", "-p", "-t", windows[-1], "#{session_name}").stdout.strip()
         if _inside():
-            _tmux("switch-client", "-t", windows[-1])
+            tmux("switch-client", "-t", windows[-1])
             return
         argv = [*_command(), "attach-session", "-t", f"={session}"]
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -80,7 +80,7 @@ class Tmux:
 
 def _windows(run: RunDir) -> list[str]:
     """The ids of the windows of the run, oldest first."""
-    told = _tmux("list-windows", "-a", "-F", "#{window_id} #{window_name}", check=False).stdout
+    told = tmux("list-windows", "-a", "-F", "#{window_id} #{window_name}", check=False).stdout
     pairs = [line.split(" ", 1) for line in told.splitlines()]
     return [pair[0] for pair in pairs if pair[-1] == run.id]
 
@@ -88,7 +88,7 @@ def _windows(run: RunDir) -> list[str]:
 def _inside() -> bool:
     """Whether the caller sits in a window of the very server that runs live in."""
     mine = os.environ.get("TMUX", "").split(",")[0]
-    socket = _tmux("display-message", "-p", "#{socket_path}", check=False).stdout.strip()
+    socket = tmux("display-message", "-p", "#{socket_path}", check=False).stdout.strip()
     return bool(mine) and bool(socket) and Path(mine).resolve() == Path(socket).resolve()
 
 
@@ -98,7 +98,7 @@ def _command() -> list[str]:
     return ["tmux", *(["-L", name] if name else [])]
 
 
-def _tmux(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def tmux(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     # A server that we start would keep all our variables, secrets too, for whoever uses it later.
     names = (*OF_THE_WINDOW, "TMUX_TMPDIR")
     environ = {name: os.environ[name] for name in names if name in os.environ}

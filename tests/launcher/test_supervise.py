@@ -1,0 +1,196 @@
+"""The supervisor with real torchrun and two real workers: how attempts end, and what is left."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher import control, processes
+from launcher.errors import UserError
+from launcher.rundir import read_json
+from tests.launcher.conftest import Toy, in_sessions, sessions, wait
+
+Make = Callable[..., Toy]
+
+
+def test_preempted_run_comes_back_with_nothing_lost(toy: Make) -> None:
+    run = toy("--steps 12 --wait-at 7 --every 100").start()
+    run.at(7)
+    first = run.workers()
+    groups = sessions(first)
+    assert len(first) >= 3, "torchrun and two workers"
+    control.preempt(run.run)
+    assert not any(process.alive for process in first) and not in_sessions(groups)
+    assert run.end() == 0
+    assert run.states == ["preempted", "finished"]
+    preempted, finished = run.ends
+    assert preempted["saved"] and preempted["step"] == 7 == finished["resumed"]
+    assert preempted["seconds_to_stop"] < 15
+    assert run.final["lost_steps"] == 0 and run.final["attempts"] == 2 and run.final["state"] == "finished"
+    run.assert_undisturbed(12)
+    assert run.run.run_log.read_text() == run.window
+    run.assert_gone()
+
+
+def test_sigterm_again_during_a_slow_save_changes_nothing(toy: Make) -> None:
+    run = toy("--steps 9 --wait-at 4 --every 100 --save 1.5").start()
+    run.at(4)
+    os.kill(run.supervisor, signal.SIGTERM)
+    wait("the save", lambda: "saving" in run.run.heartbeat.read_text())
+    os.kill(run.supervisor, signal.SIGTERM)
+    assert run.guard
+    os.kill(run.guard.pid, signal.SIGTERM)
+    for worker in run.workers():  # a cluster may signal everybody
+        worker.signal(signal.SIGTERM)
+    assert run.end() == 0
+    assert run.states == ["preempted", "finished"]
+    assert run.ends[0]["saved"] and run.final["lost_steps"] == 0
+    run.assert_undisturbed(9)
+
+
+def test_sigterm_before_the_program_can_save_is_no_crash(toy: Make) -> None:
+    run = toy("--steps 3 --late 1.5", crashes=0).start()
+    wait("the first words", lambda: run.run.rank_log(1, 0).exists() and run.run.rank_log(1, 0).read_text())
+    os.kill(run.supervisor, signal.SIGTERM)
+    assert run.end() == 0
+    assert run.states == ["preempted", "finished"] and run.ends[0]["saved"] is False
+
+
+def test_program_that_ignores_signals_is_killed_when_the_grace_is_over(toy: Make) -> None:
+    run = toy("--steps 100000 --deaf", grace=2).start()
+    run.at(2)
+    first = run.workers()
+    groups = sessions(first)
+    assert len(first) >= 5, "torchrun, two workers and a child of each"
+    control.stop(run.run)
+    assert not any(process.alive for process in first) and not in_sessions(groups)
+    assert run.states == ["stopped"] and run.ends[0]["saved"] is False
+    assert run.final["state"] == "stopped" and run.end() == 0
+    assert not processes.of_run(run.run.path)
+
+
+def test_stop_ends_the_run_and_resume_goes_on(toy: Make) -> None:
+    run = toy("--steps 10 --wait-at 6 --every 100").start()
+    run.at(6)
+    first = processes.of_run(run.run.path)
+    groups = sessions(first)
+    control.stop(run.run)
+    assert not any(process.alive for process in first) and not in_sessions(groups)
+    assert run.end() == 0 and run.final["state"] == "stopped" and run.final["step"] == 6
+    with pytest.raises(UserError, match="has ended already"):
+        control.stop(run.run)
+    with pytest.raises(UserError, match="is not running"):
+        control.preempt(run.run)
+    assert run.start().end() == 0
+    assert run.final["state"] == "finished" and run.states == ["finished"], "crashes count anew"
+    assert run.final["lost_steps"] == 0 and not run.run.stop_requested.exists()
+    run.assert_undisturbed(10)
+
+
+def test_ctrl_c_stops_and_saves(toy: Make) -> None:
+    run = toy("--steps 100000 --every 100000").start()
+    run.at(3)
+    assert run.guard
+    os.kill(run.guard.pid, signal.SIGINT)
+    assert run.end() == 0
+    assert run.final["state"] == "stopped" and run.ends[0]["saved"] and "Ctrl-C" in run.final["reason"]
+
+
+def test_killed_worker_is_a_crash_and_the_run_comes_back(toy: Make) -> None:
+    run = toy("--steps 12 --wait-at 8 --every 3").start()
+    run.at(8)
+    other = [process for process in run.workers(1) if b"RANK=1\0" in environ(process)]
+    other[0].signal(signal.SIGKILL)
+    assert run.end() == 0
+    assert run.states == ["crashed", "finished"]
+    assert "rank 1 was killed by SIGKILL" in run.ends[0]["reason"]
+    run.assert_undisturbed(12)
+
+
+def environ(process: processes.Process) -> bytes:
+    with open(f"/proc/{process.pid}/environ", "rb") as file:  # noqa: PTH123
+        return b"\0" + file.read()
+
+
+def test_crash_is_told_and_survived(toy: Make) -> None:
+    run = toy("--steps 9 --every 4 --crash-at 6 --once").start()
+    assert run.end() == 0
+    assert run.states == ["crashed", "finished"]
+    crashed, finished = run.ends
+    assert crashed["reason"] == "rank 0 exited with 1: RuntimeError: told to crash at step 6"
+    assert crashed["step"] == 6 and finished["resumed"] == 4 and run.final["lost_steps"] == 2
+    run.assert_undisturbed(9)
+
+
+def test_three_crashes_at_one_step_give_up(toy: Make) -> None:
+    run = toy("--steps 9 --every 100 --crash-at 2").start()
+    assert run.end() == 1
+    assert run.states == ["crashed"] * 3
+    assert run.final["state"] == "failed" and "3 crashes in a row" in run.final["reason"]
+    assert "rank 0 exited with 1: RuntimeError: told to crash at step 2" in run.final["reason"]
+    assert run.final["reason"] in run.window
+    run.assert_gone()
+
+
+def test_hang_is_noticed_and_survived(toy: Make) -> None:
+    run = toy("--steps 8 --every 100 --hang-at 5 --once", hang=5).start()
+    assert run.end() == 0
+    assert run.states == ["hung", "finished"]
+    assert "no progress in training at step 5" in run.ends[0]["reason"]
+
+
+def test_program_that_says_failed_is_not_started_again(toy: Make) -> None:
+    run = toy(["--fail", "the data set is empty"]).start()
+    assert run.end() == 1
+    assert run.states == ["failed"] and run.final["reason"] == "the data set is empty"
+
+
+def test_second_supervisor_leaves(toy: Make) -> None:
+    run = toy("--steps 100000").start()
+    run.at(1)
+    second = Toy.__new__(Toy)
+    second.run = run.run
+    assert second.start().end() == 4
+    assert f"is already held by process {run.supervisor}" in run.window
+    with pytest.raises(UserError, match="being stopped already"):
+        run.run.stop_requested.touch()
+        control.stop(run.run)
+    assert run.end() == 0 and run.states == ["stopped"]
+
+
+def test_plain_script_without_the_contract_finishes(toy: Make) -> None:
+    run = toy(["done"], script="print('plain words')").start()
+    assert run.end() == 0
+    assert run.final["state"] == "finished" and "plain words\n" in run.window
+
+
+def test_full_disk_does_not_end_the_run(toy: Make) -> None:
+    run = toy("--steps 6 --every 3 --crash-at 4 --once")
+    run.run.logs.mkdir()
+    run.run.run_log.symlink_to("/dev/full")
+    run.run.attempts.mkdir()  # and one that cannot be written at all
+    assert run.start().end() == 0
+    assert run.final["state"] == "finished" and "No space left" in run.window
+    run.assert_undisturbed(6)
+
+
+def test_mirrored_run_ends_with_everything_in_the_store(toy: Make, tmp_path: Path) -> None:
+    store = tmp_path / "store" / "somebody" / "toy"
+    run = toy("--steps 8 --wait-at 5 --every 3", url=store.as_uri()).start()
+    run.at(5)
+    control.preempt(run.run)
+    assert run.end() == 0
+    assert run.states == ["preempted", "finished"] and run.final["lost_steps"] == 0
+    assert run.final["synced"]["step"] == 8 and run.final["synced"]["error"] is None
+    for name in (
+        "final.json",
+        "metrics.jsonl",
+        "attempts.jsonl",
+        "logs/run.log",
+        "logs/attempt-2/rank-1.log",
+    ):
+        assert (store / name).read_bytes() == (run.run.path / name).read_bytes(), name
+    assert (store / "checkpoints" / "step-00000008-fence-2" / "manifest.json").exists()
+    assert (read_json(store / "owner.json") or {})["ended"] is True
