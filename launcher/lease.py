@@ -86,25 +86,22 @@ class Lease:
         self.counter = 0
         self._moved = 0.0
 
-    @classmethod
-    def take(cls, run: RunDir, watching: Callable[[Holder], None] = lambda holder: None) -> "Lease":
+    def take(self, watching: Callable[[Holder], None] = lambda holder: None) -> None:
         """Take the run. Raises Taken if its holder lives, OSError if the folder cannot be written.
 
         `watching` is told when this needs up to SILENCE seconds of watching a holder elsewhere.
         """
-        lease = cls(run)
-        seen = holder(run)
+        seen = holder(self.run)
         if seen and seen.alive is None:
             watching(seen)
-            _watch(run, seen)
-        with _locked(run):
-            now = holder(run)
+            _watch(self.run, seen)
+        with _locked(self.run):
+            now = holder(self.run)
             silent = now and seen and (now.token, now.counter) == (seen.token, seen.counter) and not now.alive
             if now and now.alive is not False and not silent:
-                raise _taken(run, now)
-            lease.fence = highest_fence(run)
-            lease._write()
-        return lease
+                raise _taken(self.run, now)
+            self.fence = highest_fence(self.run)
+            self._write()
 
     def beat(self, now: bool = False) -> bool:
         """Move the counter if it is time to (or `now`). False if the run has been taken from us.
