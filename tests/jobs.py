@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = [sys.executable, "-m", "launcher.cli"]
-STEPS = 40
+STEPS = 80
 # Small enough for seconds, and still all of it: four ranks, batch norm, warm-up, augmentation, evaluation.
 TINY = [
     "train.model.backbone.width=0.125",
