@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -75,6 +76,11 @@ class Trainer:
                 self.save()
             if wants_stop or (self.evaluation_is_due() and not self.evaluate()):
                 return self.stopped()
+        self.save()
+        if self.saved != self.total:
+            raise TrainingError(
+                f"the last checkpoint, of step {self.total}, could not be written; see the log"
+            )
         return "finished"
 
     # ---- before the first step -----------------------------------------------------------------------
@@ -328,9 +334,7 @@ class Trainer:
             made = ckpt.save(self.run_dir, self.step, state, self.model.state_dict(), self.heartbeat.beat)
         except OSError as error:
             last = f"the last is of step {self.saved}" if self.saved is not None else "there is none yet"
-            self.say(
-                f"no checkpoint of step {self.step} could be written ({error}); {last}; training goes on"
-            )
+            self.say(f"no checkpoint of step {self.step} could be written ({error}); {last}")
             return False
         finally:
             self.heartbeat.enter(phase)
@@ -393,7 +397,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.run_dir is None:
         parser.error("without $LAUNCH_RUN_DIR the run folder must be named with --run-dir")
     run = RunDir.of_attempt(args.run_dir)
-    world = trainer = None
+    trainer = None
     try:
         cfg = config.load(args.recipe or run.recipe)
         world = World.join()
@@ -403,16 +407,22 @@ def main(argv: list[str] | None = None) -> int:
         trainer = Trainer(cfg, run, world)
         state = trainer.run()
         trainer.close(state)
+        world.leave()
         return 0
     except (DetcoreError, WeightsError) as error:
         # Also on a rank other than 0: the others may wait for this one, and would never tell why.
         print(f"error: {error}", file=sys.stderr, flush=True)
         write_outcome(run, "failed", trainer.step if trainer else 0, reason=str(error))
         return getattr(error, "exit_status", InputError.exit_status)
-    finally:
-        if world is not None:
-            world.leave()
+    except Exception:
+        traceback.print_exc()
+        return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status:
+        # At once, without taking leave: that would wait for ranks which wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-CATEGORIES = [(1, "disc"), (3, "square"), (4, "triangle")]  # with a gap, as real ones have
+# Ids with a gap, as real ones have. A class has a typical colour, so that minutes on a CPU teach something.
+CATEGORIES = [(1, "disc", (200, 70, 70)), (3, "square", (70, 190, 80)), (4, "triangle", (80, 90, 210))]
 
 
 def draw(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, list[float]]]]:
@@ -25,12 +26,12 @@ def draw(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[tuple[i
     pen = ImageDraw.Draw(image)
     objects: list[tuple[int, list[float]]] = []
     for _ in range(int(rng.integers(1, 5))):
-        side = int(rng.integers(size // 8, size // 2))
+        side = int(rng.integers(size // 5, size // 2))
         x, y = int(rng.integers(0, width - side)), int(rng.integers(0, height - side))
         if any(_overlap([x, y, side, side], box) for _, box in objects):
             continue
-        category = CATEGORIES[int(rng.integers(len(CATEGORIES)))][0]
-        colour = tuple(int(level) for level in rng.integers(90, 256, 3))
+        category, _, typical = CATEGORIES[int(rng.integers(len(CATEGORIES)))]
+        colour = tuple(int(level) for level in np.clip(rng.normal(typical, 40), 0, 255))
         if category == 1:
             pen.ellipse([x, y, x + side - 1, y + side - 1], fill=colour)
         elif category == 3:
@@ -61,7 +62,7 @@ def write_split(folder: Path, name: str, count: int, size: int, seed: int) -> No
             annotations.append(
                 {"id": len(annotations) + 1, **entry, "area": box[2] * box[3], "iscrowd": 0}
             )  # fmt: skip
-    categories = [{"id": id_, "name": label} for id_, label in CATEGORIES]
+    categories = [{"id": id_, "name": label} for id_, label, _ in CATEGORIES]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
 

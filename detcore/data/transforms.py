@@ -33,7 +33,7 @@ class Augmentation(Protocol):
     photometric: bool
 
 
-def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
+def read_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
     """An RGB image turned as its EXIF orientation says. Raises InputError, naming the path, if it cannot
     be read, or if it is not (width, height) `size`: its boxes would lie elsewhere."""
     try:
@@ -47,7 +47,7 @@ def read_image(path: Path, size: tuple[int, int]) -> Image.Image:
         if error.errno is not None:  # the disk, not the file: it may go better next time
             raise
         raise InputError(f"image {path} cannot be read: {error}") from None
-    if image.size != size:
+    if size is not None and image.size != size:
         raise InputError(
             f"image {path} is {image.size[0]}x{image.size[1]}, its annotations say {size[0]}x{size[1]}"
         )

@@ -1,0 +1,151 @@
+"""Training in real processes: stopped, killed, started again, and the same in the end."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.detcore.conftest import Run, assert_same
+
+NewRun = Callable[..., Run]
+
+
+def workers(torchrun: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks, without their loader processes."""
+    return [child for child in psutil.Process(torchrun.pid).children() if "RANK" in child.environ()]
+
+
+def terminate(run: Run, process: subprocess.Popen[str]) -> dict[str, Any]:
+    """SIGTERM to torchrun (or to a single process) -> the outcome of the attempt."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=120)
+    outcome = run.read("outcome.json")
+    assert outcome["fence"] == run.attempt, run.log()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    return outcome
+
+
+def test_stopped_twice_and_killed_once_ends_the_same(tiny: dict[str, Any], new_run: NewRun) -> None:
+    """With four ranks; two would hide what DDP does to the order of sums."""
+    undisturbed = new_run("undisturbed", tiny).finish(ranks=4)
+
+    run = new_run("disturbed", tiny)
+    for step in (3, 8):  # in the warm-up of the learning rate, and right before an evaluation
+        process = run.start(ranks=4)
+        run.wait(run.reached(step), process)
+        outcome = terminate(run, process)
+        assert outcome["state"] == "stopped" and outcome["saved"], run.log()
+        assert (run.folder / f"checkpoints/step-{outcome['step']:08d}-fence-{run.attempt}").is_dir()
+
+    process = run.start(ranks=4)
+    run.wait(run.reached(13), process)
+    assert run.read("heartbeat.json")["resumed"] == outcome["step"], "a graceful stop loses no step"
+    workers(process)[2].kill()
+    process.wait(timeout=120)
+    assert run.read("outcome.json")["fence"] < run.attempt, "a killed attempt has no outcome"
+    killed_at = max(json.loads(line)["step"] for line in run.metrics().splitlines())
+
+    run.finish(ranks=4)
+    assert killed_at - run.read("heartbeat.json")["resumed"] <= 5, "no more than the interval is lost"
+    assert_same(run.final(), undisturbed.final())
+    assert run.metrics() == undisturbed.metrics()
+    assert len(list((run.folder / "tensorboard").iterdir())) == 4, "an event file for each attempt"
+
+
+def test_sigterm_at_every_place(tiny: dict[str, Any], new_run: NewRun) -> None:
+    """Before the first step, in the final evaluation, in a hail of signals while saves follow one another:
+    the run comes back and is the same."""
+    tiny["data"]["workers"] = 0
+    tiny["schedule"] |= {"iterations": 8, "steps": []}
+    tiny["evaluation"] = {"every": None}
+    undisturbed = new_run("undisturbed", tiny).finish(ranks=1)
+
+    run = new_run("disturbed", tiny, every="1it", keep=1)
+    process = run.start(ranks=1)
+    run.wait(run.phase("starting"), process)
+    assert terminate(run, process) | {"metrics": {}} == {
+        "schema": 1, "fence": 1, "state": "stopped", "step": 0, "metrics": {}, "saved": True
+    }  # fmt: skip
+
+    process = run.start(ranks=1)
+    run.wait(run.reached(2), process)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.003)
+    assert run.read("outcome.json")["state"] == "stopped", run.log()
+
+    process = run.start(ranks=1)
+    run.wait(run.phase("evaluating"), process)
+    outcome = terminate(run, process)
+    assert (outcome["state"], outcome["step"]) == ("stopped", 8), run.log()
+
+    run.finish(ranks=1)
+    assert "step 8/8" not in run.log(), "only the evaluation is done again"
+    assert run.read("outcome.json")["metrics"] == undisturbed.read("outcome.json")["metrics"]
+    assert_same(run.final(), undisturbed.final())
+    assert run.metrics() == undisturbed.metrics()
+
+
+def test_no_checkpoint_can_be_written(tiny: dict[str, Any], new_run: NewRun) -> None:
+    """A disk that takes no large file: training goes on and says so, the last checkpoint stays as it was, and
+    the run does not claim to have finished."""
+    tiny["data"]["workers"] = 0
+    tiny["schedule"] |= {"iterations": 6, "steps": []}
+    run = new_run("full", tiny, every="2it")
+    process = run.start(ranks=1)
+    run.wait(run.reached(2), process)
+    terminate(run, process)
+    before = run.final()
+
+    process = run.start(ranks=1)
+    psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (20_000, 20_000))
+    assert process.wait(timeout=120) == 1
+    assert "no checkpoint of step 4 could be written" in run.log()
+    outcome = run.read("outcome.json")
+    assert outcome["state"] == "failed" and "could not be written" in outcome["reason"]
+    assert not list((run.folder / "checkpoints").glob(".tmp-*"))
+    assert_same(run.final(), before)
+    run.finish(ranks=1)
+
+
+def test_loss_that_is_not_finite_ends_the_run(tiny: dict[str, Any], new_run: NewRun) -> None:
+    tiny["schedule"]["optimizer"] = {"lr": 1e30}
+    tiny["schedule"]["warmup"] = {"iterations": 0}
+    run = new_run("diverging", tiny, every="1it")
+    process = run.start(ranks=2)
+    process.wait(timeout=120)
+    outcome = run.read("outcome.json")
+    assert outcome["state"] == "failed" and "is not finite" in outcome["reason"], run.log()
+    assert "Traceback" not in run.log().split("torch.distributed")[0]
+
+
+@pytest.mark.parametrize("damage", ["unreadable", "missing", "classes"])
+def test_wrong_input_is_named(damage: str, tiny: dict[str, Any], new_run: NewRun, tmp_path: Path) -> None:
+    """One clear sentence, the outcome `failed`, no traceback."""
+    images = Path(tiny["data"]["root"], "train")
+    bad = tmp_path / "images"
+    bad.mkdir()
+    for image in images.iterdir():
+        (bad / image.name).symlink_to(image)
+    tiny["data"]["train"]["images"] = str(bad)
+    victim = bad / "000007.png"
+    victim.unlink()
+    if damage == "unreadable":
+        victim.write_bytes((images / victim.name).read_bytes()[:500])
+    if damage == "classes":
+        tiny["model"]["num_classes"] = 4
+    run = new_run(damage, tiny)
+    process = run.start(ranks=1)
+    assert process.wait(timeout=120) == 2
+    outcome = run.read("outcome.json")
+    expected = "num_classes is 4" if damage == "classes" else str(victim)
+    assert outcome["state"] == "failed" and expected in outcome["reason"]
+    assert "Traceback" not in run.log()
