@@ -40,24 +40,30 @@ def in_turn(
     *,
     unit: str = "s",
     pairs: int = 7,
-    warm_up: int = 1,
 ) -> Result:
-    """Measure both sides `pairs` times, in turn, so that a machine whose speed drifts favours neither."""
-    for _ in range(warm_up):
-        ours[1](), theirs[1]()
+    """Measure both sides `pairs` times, in turn and once before that count, so that a machine whose speed
+    drifts favours neither."""
+    ours[1](), theirs[1]()
     seen = [(ours[1](), theirs[1]()) for _ in range(pairs)]
+    return summary(claim, bound, (ours[0], theirs[0]), seen, unit)
+
+
+def summary(
+    claim: str, bound: str, names: tuple[str, str], seen: Sequence[tuple[float, float]], unit: str = "s"
+) -> Result:
+    """What pairs of (ours, theirs) say."""
     ratios = [a / b for a, b in seen]
     return Result(
         claim=claim,
-        ours_is=ours[0],
-        theirs_is=theirs[0],
+        ours_is=names[0],
+        theirs_is=names[1],
         unit=unit,
         ours=statistics.median(a for a, _ in seen),
         theirs=statistics.median(b for _, b in seen),
         ratio=statistics.median(ratios),
         low=min(ratios),
         high=max(ratios),
-        pairs=pairs,
+        pairs=len(seen),
         bound=bound,
     )
 
@@ -85,5 +91,7 @@ def table(results: Sequence[Result]) -> str:
     for r in results:
         ours, theirs = f"{r.ours_is}: {r.ours:.4g} {r.unit}", f"{r.theirs_is}: {r.theirs:.4g} {r.unit}"
         spread = f"{r.ratio:.3f} ({r.low:.3f} to {r.high:.3f}, {r.pairs} pairs)"
-        lines.append(f"| {r.claim} | {ours} | {theirs} | {spread} | {r.bound} | {'yes' if r.holds else 'no'} |")
+        lines.append(
+            f"| {r.claim} | {ours} | {theirs} | {spread} | {r.bound} | {'yes' if r.holds else 'no'} |"
+        )
     return "\n".join(lines)
