@@ -1,4 +1,4 @@
-"""One bench per file: `python -m bench.NAME [--json]` prints both sides of a ratio, measured in turn in one run.
+"""One bench per file: `python -m bench.NAME [--json]` prints both sides of a ratio, measured in turn.
 
 `python -m bench` runs all and writes docs/benchmarks.md.
 """

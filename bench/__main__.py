@@ -37,8 +37,8 @@ def heading() -> str:
     return (
         "# Benchmarks\n\n"
         f"Written by `make bench` on {time.strftime('%Y-%m-%d')} at commit {commit}: {os.cpu_count()} cores, "
-        f"{platform.machine()}, Python {platform.python_version()}, no GPU. Both sides of a ratio come from one run, "
-        "measured in turn; the figures are medians. Trust the ratios, not the seconds."
+        f"{platform.machine()}, Python {platform.python_version()}, no GPU. Both sides of a ratio come "
+        "from one run, measured in turn; the figures are medians. Trust the ratios, not the seconds."
     )
 
 

@@ -1,4 +1,4 @@
-"""How long a person waits for the command line: `launch --help`, and `launch status` over 1,000 ended runs."""
+"""How long a person waits for the command line: `launch --help`, and `launch status` over 1,000 runs."""
 
 import json
 import os
@@ -9,7 +9,10 @@ from pathlib import Path
 from bench.measure import Result, in_turn, show, wall
 
 LAUNCH = str(Path(sys.executable).parent / "launch")
-READ_ALL = "import json,sys,pathlib; [json.loads(p.read_text()) for p in pathlib.Path(sys.argv[1]).glob('*/final.json')]"
+READ_ALL = (
+    "import json, sys, pathlib\n"
+    "[json.loads(path.read_text()) for path in pathlib.Path(sys.argv[1]).glob('*/final.json')]"
+)
 
 
 def main() -> list[Result]:

@@ -1,5 +1,5 @@
-"""What `launch` costs beside bare torchrun on the same recipe: steps per second with the mirror on, and the time
-from the command to the first step.
+"""What `launch` costs beside bare torchrun on the same recipe: steps per second with the mirror on, and the
+time from the command to the first step.
 
 Both sides train recipes/yolof_shapes.yaml on two workers. The bare side is torchrun on the frozen recipe: no
 supervisor, no snapshot, no mirror. Both write the same checkpoints.

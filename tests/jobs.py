@@ -33,13 +33,17 @@ TINY = [
 ]
 
 
-def launch(*argv: str, env: Mapping[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+def launch(
+    *argv: str, env: Mapping[str, str] | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """One call of the command line; a status other than 0 fails the test with what it printed."""
     done = subprocess.run(
         [*LAUNCH, *argv], cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=240
     )
     if check:
-        assert done.returncode == 0, f"launch {' '.join(argv)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, (
+            f"launch {' '.join(argv)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
     return done
 
 
@@ -90,7 +94,10 @@ def processes_of(run: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("LAUNCH_RUN_ID") == run.name:
+            if (
+                process.status() != psutil.STATUS_ZOMBIE
+                and process.environ().get("LAUNCH_RUN_ID") == run.name
+            ):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -99,7 +106,9 @@ def processes_of(run: Path) -> list[psutil.Process]:
 
 def final_state(run: Path) -> dict[str, object]:
     """All that training ends with: weights, optimizer and the rest of the newest checkpoint."""
-    newest = max((run / "checkpoints").glob("step-*"), key=lambda folder: read(folder / "manifest.json")["step"])
+    newest = max(
+        (run / "checkpoints").glob("step-*"), key=lambda folder: read(folder / "manifest.json")["step"]
+    )
     files = sorted(newest.glob("*.pth"))
     return {file.name: torch.load(file, weights_only=True) for file in files}
 

@@ -1,5 +1,5 @@
-"""The promise, with nothing mocked: a run that is preempted, killed, cut off from its store or moved to an empty
-disk ends with the weights, the optimizer state and the metrics of one that was left alone."""
+"""The promise, with nothing mocked: a run that is preempted, killed, cut off from its store or moved to an
+empty disk ends with the weights, the optimizer state and the metrics of one that was left alone."""
 
 import os
 import shutil
@@ -59,7 +59,9 @@ def test_preempted_twice_and_killed_once(data: Path, store: Weed, undisturbed: P
     ends = jobs.attempts(run)
     assert [end["state"] for end in ends] == ["preempted", "preempted", "crashed", "finished"]
     starts = [end["resumed"] for end in ends]
-    assert starts[1] == ends[0]["step"] and starts[2] == ends[1]["step"], "a graceful preemption loses no step"
+    assert starts[1] == ends[0]["step"] and starts[2] == ends[1]["step"], (
+        "a graceful preemption loses no step"
+    )
     assert ends[2]["step"] - starts[3] <= 10, "a SIGKILL loses at most the interval between checkpoints"
     final = jobs.read(run / "final.json")
     assert final["state"] == "finished" and final["lost_steps"] == ends[2]["step"] - starts[3]
@@ -84,7 +86,9 @@ def test_store_dies_and_the_disk_is_lost(data: Path, store: Weed, undisturbed: P
     run = jobs.only_run(tmp_path / "runs")
     jobs.wait("a durable checkpoint", lambda: jobs.read(run / "synced.json").get("step"))
     store.kill()
-    jobs.launch("preempt", run.name, env=env)  # saved, and nowhere to send it; the next attempt starts all the same
+    jobs.launch(
+        "preempt", run.name, env=env
+    )  # saved, and nowhere to send it; the next attempt starts all the same
     jobs.wait("status to tell", lambda: "away" in jobs.launch("status", run.name, env=env).stdout)
     store.start()
     jobs.wait("the mirror to catch up", lambda: not jobs.read(run / "synced.json").get("away_since"))

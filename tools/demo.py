@@ -1,7 +1,7 @@
-"""`make demo`: the main job from beginning to end on this machine, each step as the command a person would type.
+"""`make demo`: the main job from beginning to end on this machine, each step as the command to type.
 
-A store on loopback, a drawn data set, a detector on four workers, a preemption half-way, the way back, and what
-is in the bucket at the end. Nothing outside `.demo/`, `runs/` and one tmux window is touched.
+A store on loopback, a drawn data set, a detector on four workers, a preemption half-way, the way back, and
+what is in the bucket at the end. Nothing outside `.demo/`, `runs/` and one tmux window is touched.
 """
 
 import json
@@ -64,7 +64,7 @@ def start_store() -> subprocess.Popen[bytes]:
 def train_and_preempt() -> str:
     """Start the recipe in tmux, preempt it half-way, wait until it has come back and finished; its run id."""
     backend = "tmux" if shutil.which("tmux") else "local"
-    step(f"3. The recipe, four workers, in {'a tmux window' if backend == 'tmux' else 'the background (no tmux)'}")
+    step(f"3. The recipe, four workers, in {'a tmux window' if backend == 'tmux' else 'the background'}")
     argv = [LAUNCH, RECIPE, "--gpus", "4", "--backend", backend]
     before = {run["id"] for run in status()}
     if backend == "tmux":
@@ -102,7 +102,9 @@ def report(run: str) -> None:
     folder = Path(os.environ.get("LAUNCH_RUNS", "runs")) / run
     detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
     final = json.loads((folder / "final.json").read_text())
-    figures = "  ".join(f"{name} {value:.3f}" for name, value in final["metrics"].items() if name.startswith("AP"))
+    figures = "  ".join(
+        f"{name} {value:.3f}" for name, value in final["metrics"].items() if name.startswith("AP")
+    )
     console.print(f"\n[bold]{figures}[/]")
     console.print(f"[bold]steps lost: {final['lost_steps']}[/] in {final['attempts']} attempts")
     console.print(f"{len(detections):,} detections in {folder}/inference/coco_instances_results.json")
@@ -132,7 +134,7 @@ def next_lines(run: str) -> list[tuple[str, str]]:
 def status(*argv: str) -> list[dict[str, object]]:
     shown = subprocess.run([LAUNCH, "status", "--json", *argv], capture_output=True, text=True, check=True)
     answer = json.loads(shown.stdout)
-    return answer["runs"] if "runs" in answer else [answer]
+    return answer.get("runs", [answer])
 
 
 def wait_for_new_run(before: set[object]) -> str:
