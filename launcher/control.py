@@ -27,13 +27,12 @@ def stop(run: RunDir) -> None:
     if held and run.stop_requested.exists() and final is None:
         raise UserError(f"run {run.id} is being stopped already", f"See `launch status {run.id}`.")
     run.stop_requested.touch()
-    if held is None and not processes.keepers(run.path):
-        _conclude(run)
     patience = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE + FLUSH + MARGIN
-    if not processes.gone(lambda: processes.of_run(run.path), patience):
-        processes.kill(lambda: processes.of_run(run.path))
-    if read_json(run.final) is None:  # killed, or its guard had been alone
+    if not processes.gone(lambda: processes.keepers(run.path), patience):
+        processes.kill(lambda: processes.keepers(run.path))
+    if read_json(run.final) is None:  # nobody held it, or its supervisor died before it could say so
         _conclude(run)
+    processes.kill(lambda: processes.of_run(run.path))
 
 
 def preempt(run: RunDir) -> None:

@@ -61,9 +61,9 @@ def test_sigterm_before_the_program_can_save_is_no_crash(toy: Make) -> None:
 def test_program_that_ignores_signals_is_killed_when_the_grace_is_over(toy: Make) -> None:
     run = toy("--steps 100000 --deaf", grace=2).start()
     run.at(2)
+    wait("torchrun, two workers and a child of each", lambda: len(run.workers()) >= 5)
     first = run.workers()
     groups = sessions(first)
-    assert len(first) >= 5, "torchrun, two workers and a child of each"
     control.stop(run.run)
     assert not any(process.alive for process in first) and not in_sessions(groups)
     assert run.states == ["stopped"] and run.ends[0]["saved"] is False
