@@ -12,7 +12,7 @@ class Local:
         """Nothing is needed."""
 
     def start(self, run: RunDir, gpus: int | None) -> int:
-        from launcher.guard import Guard
+        from launcher.supervisor.guard import Guard
 
         frozen = (read_json(run.run) or {}).get("env", {})
         return Guard(run, gpus, os.environ | frozen).run()

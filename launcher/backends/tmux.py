@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from launcher.errors import LaunchError, UserError
-from launcher.guard import OF_THE_WINDOW
 from launcher.recipe import Recipe, load_frozen
 from launcher.rundir import RunDir, read_json
+from launcher.supervisor.guard import OF_THE_WINDOW
 
 OLDEST = (3, 2)  # the first whose remain-on-exit knows `failed`
 SCROLLBACK = "100000"  # lines

@@ -7,8 +7,8 @@ status for ever. With `off` it needs none: so that is set as the last act of a r
 import os
 import sys
 
-from launcher import guard
 from launcher.backends.tmux import tmux
+from launcher.supervisor import guard
 
 
 def main() -> int:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import history, processes
 from launcher.recipe import load
 from launcher.rundir import RunDir, new_run_id, read_json, runs_root, write_json
+from launcher.supervisor import history, processes
 
 TOY = Path(__file__).with_name("toy.py")
 
@@ -54,7 +54,7 @@ class Toy:
         self.guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Toy":
-        argv = [sys.executable, "-P", "-m", "launcher.guard", str(self.run.path)]
+        argv = [sys.executable, "-P", "-m", "launcher.supervisor.guard", str(self.run.path)]
         with (self.run.path.parent / f"{self.run.id}.window").open("ab") as window:
             self.guard = subprocess.Popen(argv, stdout=window, stderr=window, start_new_session=True)
         return self

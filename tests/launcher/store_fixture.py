@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from launcher.storage import Store, StoreSettings, open_store
-from launcher.store_server import is_free
+from launcher.storage.server import is_free
 
-SERVE = "import sys, pathlib, launcher.store_server as s; s.serve(pathlib.Path(sys.argv[1]))"
+SERVE = "import sys, pathlib, launcher.storage.server as s; s.serve(pathlib.Path(sys.argv[1]))"
 UNSET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 
 

@@ -239,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_told() -> None:
 def test_a_disk_that_is_full_leaves_nothing_half_done() -> None:
     """A limit of 0 on the size of files fails every write, as a full disk does."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
-    program = f"{limit}; from launcher.cli import main; main()"
+    program = f"{limit}; from launcher.cli.main import main; main()"
     argv = [sys.executable, "-c", program, "toy.yaml", "--backend", "local"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "cannot make a run folder" in done.stderr and runs() == []

@@ -4,8 +4,8 @@ import os
 import signal
 from collections.abc import Callable
 
-from launcher import control, processes
 from launcher.rundir import read_json
+from launcher.supervisor import control, processes
 from tests.launcher.conftest import Toy, in_sessions, sessions, wait
 
 Make = Callable[..., Toy]

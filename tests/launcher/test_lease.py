@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher import lease
 from launcher.errors import Taken
-from launcher.lease import Lease, highest_fence, holder
 from launcher.rundir import RunDir, append_json, read_json, write_json
+from launcher.supervisor import lease
+from launcher.supervisor.lease import Lease, highest_fence, holder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from launcher.lease import Lease
+from launcher.supervisor.lease import Lease
 from launcher.rundir import RunDir
 Lease(RunDir(Path(sys.argv[1]))).take()
 print("taken", flush=True)

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from launcher import mirror as mirror_module
-from launcher import ownership
 from launcher.errors import StoreAway, Taken
-from launcher.mirror import Mirror
+from launcher.mirror import Mirror, ownership
 from launcher.rundir import RunDir, read_json, write_json
 from launcher.storage.folder import FolderStore
 from tests.launcher.mirrored import ID, KEEP, Mark, add_checkpoint, content, durable, make_run, prune

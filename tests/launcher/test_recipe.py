@@ -238,8 +238,8 @@ def test_a_frozen_recipe_stands_alone() -> None:
 
 
 def test_the_shipped_schema_is_up_to_date() -> None:
-    shipped = json.loads((ROOT / "launcher" / "recipe.schema.json").read_text())
-    assert shipped == schema(), "launch schema > launcher/recipe.schema.json"
+    shipped = json.loads((ROOT / "launcher" / "recipe" / "recipe.schema.json").read_text())
+    assert shipped == schema(), "launch schema > launcher/recipe/recipe.schema.json"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.restart import End, classify, decide
+from launcher.supervisor.restart import End, classify, decide
 
 
 def crash(step: int | None, progress: bool = False) -> End:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import ownership, pull, restore
 from launcher.checkpoints import newest, verify
 from launcher.errors import LaunchError, StoreAway, StoreError, Taken, UserError
-from launcher.mirror import Mirror, pull_run
+from launcher.mirror import Mirror, ownership, pull, pull_run, restore
 from launcher.rundir import RunDir, append_json, read_json, read_jsonl, write_json
 from launcher.storage import Entry, Store, StoreSettings, open_store
 from launcher.storage.folder import FolderStore

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import snapshot
+from launcher.cli import snapshot
 
 
 def git(repo: Path, *argv: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launcher import lease, processes, show, status
+from launcher.cli import show, status
 from launcher.rundir import RunDir, append_json, write_json
+from launcher.supervisor import lease, processes
 
 ID = "toy-20260101-120000-{:04x}"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher import store_server
 from launcher.errors import UserError
+from launcher.storage import server as store_server
 from tests.launcher.store_fixture import SERVE, Weed, weed
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import control, processes
 from launcher.errors import UserError
 from launcher.rundir import read_json
+from launcher.supervisor import control, processes
 from tests.launcher.conftest import Toy, in_sessions, sessions, wait
 
 Make = Callable[..., Toy]

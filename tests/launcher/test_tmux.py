@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from launcher import control
 from launcher.backends import BACKENDS
 from launcher.errors import UserError
 from launcher.recipe import load_frozen
+from launcher.supervisor import control
 from tests.launcher.conftest import Toy, wait
 
 Make = Callable[..., Toy]

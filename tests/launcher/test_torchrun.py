@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher import snapshot
+from launcher.cli import snapshot
 from launcher.recipe import Recipe, load
 from launcher.rundir import RunDir
-from launcher.torchrun import Command, command
+from launcher.supervisor.torchrun import Command, command
 
 
 def make(tmp_path: Path, gpus: int = 2, **sections: Any) -> Recipe:

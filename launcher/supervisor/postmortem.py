@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from launcher.restart import exit_words
 from launcher.rundir import RunDir
+from launcher.supervisor.restart import exit_words
 
 TAIL = 256 << 10  # bytes of a log that are looked at
 # torch/distributed/elastic/multiprocessing/errors: the report that torchrun ends with

@@ -1,4 +1,4 @@
-"""A recipe: `extends`, overrides, checking, freezing. Its keys are in `launcher.sections`."""
+"""A recipe: `extends`, overrides, checking, freezing. Its keys are in `launcher.recipe.sections`."""
 
 import hashlib
 import json
@@ -8,11 +8,21 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from launcher import environment
-from launcher.document import Document, Loc, Problem, display, dotted
 from launcher.errors import RecipeError
-from launcher.sections import Checkpoint, Env, Mirror, Program, Resources, Restart, Section, Storage, Tmux
-from launcher.yamlpos import dump, read_file, read_override
+from launcher.recipe import environment
+from launcher.recipe.document import Document, Loc, Problem, display, dotted
+from launcher.recipe.sections import (
+    Checkpoint,
+    Env,
+    Mirror,
+    Program,
+    Resources,
+    Restart,
+    Section,
+    Storage,
+    Tmux,
+)
+from launcher.recipe.yamlpos import dump, read_file, read_override
 
 Flags = Mapping[str, tuple[str, object]]
 _NO_FLAGS: Flags = {}

@@ -2,15 +2,15 @@
 
 import shutil
 
-from launcher import lease
 from launcher.errors import UserError
 from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
+from launcher.supervisor import lease
 
 
 def remove(run: RunDir, in_store: bool) -> None:
     """The store first, so that an interrupted removal can be run again. Raises UserError, StoreError."""
-    from launcher import processes
+    from launcher.supervisor import processes
 
     holder = lease.holder(run)
     if (holder and holder.alive is not False) or processes.of_run(run.path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from launcher import status
+from launcher.cli import status
 from launcher.errors import UserError
 from launcher.rundir import find_run, runs_root
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.document import Document, Loc, Problem
 from launcher.errors import UserError
 from launcher.recipe import Recipe
+from launcher.recipe.document import Document, Loc, Problem
 
 CHECK_PATIENCE = 120.0  # seconds; a check reads a few files, but on a cold network disk
 

@@ -12,18 +12,18 @@ import traceback
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher import history, processes, restart, torchrun
-from launcher.attempt import Attempt, Pulse
 from launcher.checkpoints import checkpoints
-from launcher.console import Console
-from launcher.durable import Durable
 from launcher.errors import LaunchError, Taken, UserError
-from launcher.lease import Lease
-from launcher.postmortem import crash_reason
 from launcher.recipe import load_frozen
-from launcher.restart import FINISHED, STATUS, TAKEN
 from launcher.rundir import RunDir, read_json
-from launcher.signals import Signals
+from launcher.supervisor import history, processes, restart, torchrun
+from launcher.supervisor.attempt import Attempt, Pulse
+from launcher.supervisor.console import Console
+from launcher.supervisor.durable import Durable
+from launcher.supervisor.lease import Lease
+from launcher.supervisor.postmortem import crash_reason
+from launcher.supervisor.restart import FINISHED, STATUS, TAKEN
+from launcher.supervisor.signals import Signals
 
 BUG = 70  # EX_SOFTWARE of sysexits(3): none of the above, so the guard starts us again
 POLL = 0.1  # seconds
@@ -253,7 +253,7 @@ class Supervisor:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="launcher.supervise")
+    parser = argparse.ArgumentParser(prog="launcher.supervisor.supervise")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--gpus", type=int)
     args = parser.parse_args()

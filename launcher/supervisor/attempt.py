@@ -5,10 +5,10 @@ import subprocess
 import time
 from typing import Any
 
-from launcher import processes
-from launcher.console import Tail
 from launcher.rundir import RunDir, read_json
-from launcher.torchrun import Command
+from launcher.supervisor import processes
+from launcher.supervisor.console import Tail
+from launcher.supervisor.torchrun import Command
 
 KILL_AFTER = 1.0  # seconds that torchrun, after its own SIGKILL to the workers, has to say so
 LINGER = 5.0  # seconds that helpers of a finished program have to end by themselves

@@ -8,9 +8,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher import rundir, status
+from launcher import rundir
+from launcher.cli import status
+from launcher.cli.status import Row
 from launcher.rundir import RunDir
-from launcher.status import Row
 
 COLOURS = {
     "running": "green", "starting": "cyan", "coming back": "yellow", "stopping": "yellow",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import rank
 from launcher.rundir import RunDir
+from launcher.supervisor import rank
 
 if TYPE_CHECKING:
     from launcher.recipe import Recipe

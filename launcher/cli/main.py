@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher import verbs
+from launcher.cli import verbs
 from launcher.errors import LaunchError, UserError
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def store() -> None:
 @click.argument("folder", default=".store", type=click.Path(path_type=Path))
 def serve(folder: Path) -> None:
     """Serve an S3-compatible store from FOLDER, on this machine only, until Ctrl-C."""
-    from launcher.store_server import serve as serve_store
+    from launcher.storage.server import serve as serve_store
 
     serve_store(folder)
 
@@ -198,7 +198,7 @@ def tensorboard(runs: tuple[str, ...]) -> int:
     Over those that are named, or all that `launch status` lists; on 127.0.0.1 and a free port, with the ssh
     line for another machine.
     """
-    from launcher.tensorboard import serve as serve_boards
+    from launcher.cli.tensorboard import serve as serve_boards
 
     return serve_boards(runs)
 
@@ -244,7 +244,3 @@ def _main(argv: Sequence[str] | None) -> int:
     except OSError as error:  # a full disk, a folder that is not ours: the system's own words say it
         click.echo(f"launch: {error}", err=True)
         return 1
-
-
-if __name__ == "__main__":
-    main()

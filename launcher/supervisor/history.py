@@ -6,8 +6,8 @@ import socket
 import time
 from typing import Any
 
-from launcher.restart import Decision, End
 from launcher.rundir import RunDir, append_json, read_json, read_jsonl, write_json
+from launcher.supervisor.restart import Decision, End
 
 
 def begin(run: RunDir, attempt: int, gpus: int, backend: str, resume: bool) -> None:

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-from launcher import processes, restart
 from launcher.checkpoints import Mark, checkpoints
-from launcher.console import Console
 from launcher.errors import LaunchError
 from launcher.rundir import RunDir, read_json
-from launcher.torchrun import clean
+from launcher.supervisor import processes, restart
+from launcher.supervisor.console import Console
+from launcher.supervisor.torchrun import clean
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -50,7 +50,7 @@ class Guard:
 
     def __init__(self, run: RunDir, gpus: int | None, environ: Mapping[str, str]) -> None:
         self._run = run
-        self._argv = [sys.executable, "-P", "-m", "launcher.supervise", str(run.path)]
+        self._argv = [sys.executable, "-P", "-m", "launcher.supervisor.supervise", str(run.path)]
         self._argv += ["--gpus", str(gpus)] if gpus else []
         self._environ = clean(environ) | marks(run)
         self._console = Console(run.run_log)
@@ -163,8 +163,8 @@ def marks(run: RunDir) -> dict[str, str]:
 
 
 def main() -> int:
-    """`python -m launcher.guard RUN_DIR [--gpus N]`: exit status 0 if the run finished or was stopped."""
-    parser = argparse.ArgumentParser(prog="launcher.guard")
+    """`python -m launcher.supervisor.guard RUN_DIR [--gpus N]`: exits 0 if it finished or stopped."""
+    parser = argparse.ArgumentParser(prog="launcher.supervisor.guard")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--gpus", type=int)
     args = parser.parse_args()

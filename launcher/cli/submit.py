@@ -17,11 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from launcher import environment, program, rundir, snapshot, torchrun
-from launcher.document import display
+from launcher import rundir
+from launcher.cli import snapshot
 from launcher.errors import LaunchError, StoreAway, StoreError, UserError
-from launcher.recipe import Flags, Recipe, load_frozen, parse, resolve
+from launcher.recipe import Flags, Recipe, environment, load_frozen, parse, program, resolve
+from launcher.recipe.document import display
 from launcher.rundir import RunDir
+from launcher.supervisor import torchrun
 
 
 @dataclass

@@ -10,8 +10,8 @@ import click
 from launcher.errors import LaunchError, UserError
 
 if TYPE_CHECKING:
+    from launcher.cli.submit import Plan
     from launcher.rundir import RunDir
-    from launcher.submit import Plan
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -28,12 +28,11 @@ def run(
     freeze: bool,
     as_json: bool,
 ) -> int:
-    from launcher import submit
+    from launcher.cli import submit
 
     flags = _flags(gpus=gpus, nodes=nodes)
     if freeze:
-        from launcher import program
-        from launcher.recipe import parse, resolve
+        from launcher.recipe import parse, program, resolve
 
         document = resolve(recipe, overrides, flags)
         frozen = parse(document)
@@ -45,7 +44,7 @@ def run(
     if not as_json:
         _tell(plan)
     if dry:
-        from launcher import preview
+        from launcher.cli import preview
 
         click.echo(json.dumps(preview.as_json(plan), indent=1) if as_json else preview.as_text(plan))
         return 0
@@ -58,7 +57,7 @@ def run(
 
 
 def status(spec: str | None, as_json: bool, watch: bool, everything: bool) -> int:
-    from launcher import status
+    from launcher.cli import status
     from launcher.rundir import find_run
 
     run = find_run(spec) if spec else None
@@ -68,7 +67,7 @@ def status(spec: str | None, as_json: bool, watch: bool, everything: bool) -> in
         return 0
     from rich.console import Console
 
-    from launcher import show
+    from launcher.cli import show
 
     def view() -> Any:
         return show.run_view(run) if run else show.table(status.listing(everything))
@@ -83,7 +82,7 @@ def status(spec: str | None, as_json: bool, watch: bool, everything: bool) -> in
 
 
 def logs(spec: str, follow: bool, rank: int | None) -> int:
-    from launcher import logs
+    from launcher.cli import logs
     from launcher.rundir import find_run
 
     run = find_run(spec)
@@ -104,8 +103,8 @@ def attach(spec: str) -> int:
 
 
 def stop(spec: str) -> int:
-    from launcher import control
     from launcher.rundir import find_run
+    from launcher.supervisor import control
 
     run = find_run(spec)
     control.stop(run)
@@ -114,8 +113,8 @@ def stop(spec: str) -> int:
 
 
 def preempt(spec: str) -> int:
-    from launcher import control
     from launcher.rundir import find_run
+    from launcher.supervisor import control
 
     run = find_run(spec)
     control.preempt(run)
@@ -124,8 +123,9 @@ def preempt(spec: str) -> int:
 
 
 def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
-    from launcher import lease, processes, submit
+    from launcher.cli import submit
     from launcher.rundir import find_run, read_json
+    from launcher.supervisor import lease, processes
 
     elsewhere = "://" in spec
     run = _pull(spec) if elsewhere else find_run(spec)
@@ -142,7 +142,7 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
 
 
 def rm(spec: str, store: bool) -> int:
-    from launcher import remove
+    from launcher.cli import remove
     from launcher.rundir import find_run
 
     run = find_run(spec)
@@ -152,8 +152,7 @@ def rm(spec: str, store: bool) -> int:
 
 
 def validate(recipes: tuple[Path, ...]) -> int:
-    from launcher import program
-    from launcher.recipe import parse, resolve
+    from launcher.recipe import parse, program, resolve
 
     worst = 0
     for path in recipes:
@@ -205,8 +204,8 @@ def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:
 
 
 def _follow(run: "RunDir") -> int:
-    from launcher import logs
-    from launcher.status import row
+    from launcher.cli import logs
+    from launcher.cli.status import row
 
     try:
         logs.follow(run, sys.stdout.buffer, lambda: _over(run))
@@ -219,7 +218,7 @@ def _follow(run: "RunDir") -> int:
 
 
 def _over(run: "RunDir") -> bool:
-    from launcher.status import row
+    from launcher.cli.status import row
 
     return row(run)["state"] in (*ENDED, "lost")
 

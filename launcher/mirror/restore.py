@@ -16,7 +16,7 @@ from typing import Any
 from launcher import checkpoints as ckpt
 from launcher.checkpoints import MANIFEST, Mark
 from launcher.errors import StoreError
-from launcher.push import LAST, NOT_MIRRORED, STATES, is_temporary
+from launcher.mirror.push import LAST, NOT_MIRRORED, STATES, is_temporary
 from launcher.rundir import RunDir, read_jsonl, sync_dir
 from launcher.storage import Entry, NotFound, Store, key_problem
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.errors import LaunchError, StoreError, UserError
-from launcher.ownership import read_owner, watch
-from launcher.push import LAST
-from launcher.restore import brought, marks_of, put_in_place, safe_keys
+from launcher.mirror.ownership import read_owner, watch
+from launcher.mirror.push import LAST
+from launcher.mirror.restore import brought, marks_of, put_in_place, safe_keys
 from launcher.rundir import RUN_ID, RunDir, read_json, sync_dir, write_json
 from launcher.storage import Store, StoreSettings, open_store
 

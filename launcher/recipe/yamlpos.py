@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from launcher.document import Document, Loc, Mark, display
 from launcher.errors import RecipeError
+from launcher.recipe.document import Document, Loc, Mark, display
 
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(

@@ -3,14 +3,14 @@
 import signal
 import time
 
-from launcher import history, processes
-from launcher.durable import FLUSH
 from launcher.errors import LaunchError, Taken, UserError
-from launcher.lease import Holder, holder
 from launcher.recipe import load_frozen
-from launcher.restart import TAKEN
 from launcher.rundir import RunDir, read_json
-from launcher.supervise import Supervisor
+from launcher.supervisor import history, processes
+from launcher.supervisor.durable import FLUSH
+from launcher.supervisor.lease import Holder, holder
+from launcher.supervisor.restart import TAKEN
+from launcher.supervisor.supervise import Supervisor
 
 MARGIN = 60.0  # seconds that a supervisor has beyond those which it takes by its own rules
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import processes
 from launcher.errors import Taken
 from launcher.rundir import RunDir, read_json, read_jsonl, write_json
+from launcher.supervisor import processes
 
 BEAT = 2.0  # seconds between two moves of the counter
 SILENCE = 20.0  # seconds without a move after which a holder on another host counts as dead

@@ -96,7 +96,7 @@ def _ended(name: str, final: Row) -> Row:
 
 
 def _active(run: RunDir) -> Row:
-    from launcher import history
+    from launcher.supervisor import history
 
     about = read_json(run.run) or {}
     events = read_jsonl(run.attempts)
@@ -132,7 +132,7 @@ def _active(run: RunDir) -> Row:
 
 def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple[str, str | None, str | None]:
     """(state, reason, host) of a run without final.json."""
-    from launcher import lease, processes
+    from launcher.supervisor import lease, processes
 
     holder = lease.holder(run)
     last = ends[-1] if ends else {}

@@ -11,11 +11,11 @@ import threading
 import time
 from typing import Any
 
-from launcher import restore
 from launcher.errors import StoreError, Taken
-from launcher.ownership import Ownership, Pulse
-from launcher.pull import pull_run
-from launcher.push import Push
+from launcher.mirror import restore
+from launcher.mirror.ownership import Ownership, Pulse
+from launcher.mirror.pull import pull_run
+from launcher.mirror.push import Push
 from launcher.rundir import RunDir, read_json, write_json
 from launcher.storage import Store
 

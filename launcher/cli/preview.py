@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.sections import Resources
-from launcher.submit import Plan
-from launcher.yamlpos import dump
+from launcher.cli.submit import Plan
+from launcher.recipe.sections import Resources
+from launcher.recipe.yamlpos import dump
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
