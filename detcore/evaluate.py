@@ -22,7 +22,7 @@ from torch import nn
 
 from detcore.config import Data, Train
 from detcore.data.coco import Coco, read_coco, read_json
-from detcore.data.loader import Batch, TestSet, batches
+from detcore.data.loader import Batch, EvaluationSet, batches
 from detcore.data.transforms import resized
 from detcore.distributed import World, share_statistics
 from detcore.draw import draw_detections, draw_truth
@@ -62,7 +62,7 @@ def evaluate(
     results: list[Result] = []
     pictures: list[Image.Image] = []
     loader = batches(
-        TestSet(coco, cfg.data.test), plan[world.rank :: world.size], cfg.data.workers, pin=False
+        EvaluationSet(coco, cfg.data.test), plan[world.rank :: world.size], cfg.data.workers, pin=False
     )
     for _ in range(-(-len(plan) // world.size)):  # as many rounds on every rank, so that they can agree
         if world.any(stop.requested()):

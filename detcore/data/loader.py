@@ -1,9 +1,11 @@
 """From samples to padded batches, in loader processes that outlive signals meant for others."""
 
 import ctypes
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +53,7 @@ class TrainingSet(Dataset[Item | InputError]):
         return *augment(image, *self.coco.objects(index), self.how, rng), index
 
 
-class TestSet(Dataset[Item | InputError]):
+class EvaluationSet(Dataset[Item | InputError]):
     """Index -> resized image, with its boxes in the resized image's pixels."""
 
     def __init__(self, coco: Coco, how: Resize) -> None:
@@ -119,7 +121,7 @@ def _checked(iterator: Iterator[Batch | InputError]) -> Iterator[Batch]:
 
 @contextmanager
 def _held() -> Iterator[None]:
-    """No stop signal reaches a loader process before it ignores them: one blocked here is blocked there."""
+    """Stop signals are blocked in the processes that are started here, from their first instruction on."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -128,9 +130,14 @@ def _held() -> Iterator[None]:
 
 
 def _stay(worker: int) -> None:
-    """A loader process lives exactly as long as its rank: signals are the rank's to handle, and the kernel
-    ends the process when the rank is gone."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    """A loader process lives exactly as long as its rank: signals to the whole group are the rank's to
+    handle, the rank's own one ends the process, and so does the kernel when the rank is gone."""
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG, prctl(2)
+    Thread(target=_leave_when_the_rank_says_so, daemon=True).start()
+
+
+def _leave_when_the_rank_says_so() -> None:
+    # Without it a rank that fails with its loader still at work would wait for it at exit, for ever.
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)

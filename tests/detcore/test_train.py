@@ -1,6 +1,7 @@
 """Training in real processes: stopped, killed, started again, and the same in the end."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -108,7 +109,7 @@ def test_no_checkpoint_can_be_written(tiny: dict[str, Any], new_run: NewRun) -> 
     process = run.start(ranks=1)
     psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (20_000, 20_000))
     assert process.wait(timeout=120) == 1
-    assert "no checkpoint of step 4 could be written" in run.log()
+    assert "no checkpoint of step 6 could be written" in run.log()
     outcome = run.read("outcome.json")
     assert outcome["state"] == "failed" and "could not be written" in outcome["reason"]
     assert not list((run.folder / "checkpoints").glob(".tmp-*"))
@@ -124,7 +125,7 @@ def test_loss_that_is_not_finite_ends_the_run(tiny: dict[str, Any], new_run: New
     process.wait(timeout=120)
     outcome = run.read("outcome.json")
     assert outcome["state"] == "failed" and "is not finite" in outcome["reason"], run.log()
-    assert "Traceback" not in run.log().split("torch.distributed")[0]
+    assert not re.search(r'File ".*detcore', run.log()), "torchrun's own traceback is the only one"
 
 
 @pytest.mark.parametrize("damage", ["unreadable", "missing", "classes"])

@@ -117,7 +117,9 @@ def test_the_bucket_holds_the_folder(server: Weed, tmp_path: Path, started: Call
     assert server.secret.encode() not in b"".join([*found.values(), *content(run.path).values()])
 
 
-def test_killed_anywhere_the_bucket_is_good(server: Weed, tmp_path: Path) -> None:
+def test_killed_anywhere_the_bucket_is_good(
+    server: Weed, tmp_path: Path, quick: None, started: Callable[..., Mirror]
+) -> None:
     prefix = f"lab/{tmp_path.name}/{ID}"
     run = make_run(tmp_path, f"s3://runs/{prefix}")
     argv = [sys.executable, "-m", "tests.launcher.mirrored", str(run.path), f"s3://runs/{prefix}"]
@@ -135,7 +137,10 @@ def test_killed_anywhere_the_bucket_is_good(server: Weed, tmp_path: Path) -> Non
             published += marks[0] != last
             last = marks[0]
     assert published >= 3, "the test published something"
-    assert len(marks) <= KEEP + 1
+    prune(run)
+    mirror = started(run, server.store(prefix), at_least=last.fence + 1)
+    assert mirror.flush(60)
+    assert len(durable(in_bucket(server, prefix))) <= KEEP, "what the killed ones left over is swept"
 
 
 def test_the_server_dies_and_comes_back(

@@ -1,0 +1,175 @@
+"""The `train` section: what is refused, how it is said, and what the recipes that we ship come to."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from detcore import config
+from detcore.check import check
+from detcore.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+GPUS = {"gpus": 4, "nodes": 1, "device": "cpu", "min_gpus": 1}
+
+
+def problems(train: dict[str, Any], resources: dict[str, Any] = GPUS) -> list[dict[str, Any]]:
+    return check({"train": train, "resources": resources})["problems"]
+
+
+def merged(path: Path) -> dict[str, Any]:
+    """A recipe with its `extends` resolved: mappings merge, all else replaces."""
+
+    def merge(low: Any, high: Any) -> Any:
+        if isinstance(low, dict) and isinstance(high, dict):
+            return low | {key: merge(low[key], value) if key in low else value for key, value in high.items()}
+        return high
+
+    content = yaml.load(path.read_text(), config._Loader)
+    bases = content.pop("extends", [])
+    result: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        result = merge(result, merged(path.parent / base))
+    return merge(result, content)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_have_no_mistake(recipe: Path) -> None:
+    content = merged(recipe)
+    answer = check({"train": content["train"], "resources": content["resources"]})
+    assert [problem for problem in answer["problems"] if problem["kind"] == "recipe"] == []
+
+
+def test_the_published_recipe_is_exact() -> None:
+    """arXiv:2103.09460 and the configuration in chensnathan/YOLOF, number by number."""
+    content = merged(ROOT / "recipes/yolof_r50_1x.yaml")
+    train = config.Train.model_validate(content["train"])
+    assert (content["resources"]["gpus"], content["resources"]["min_gpus"]) == (8, 4)
+    assert "batch norm" in content["resources"]["min_gpus_why"]
+    schedule, sgd = train.schedule, train.schedule.optimizer
+    assert (train.data.batch, schedule.iterations, schedule.steps) == (64, 22500, [15000, 20000])
+    assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.norm_decay) == (0.12, 0.9, 1e-4, 0.0)
+    assert (sgd.backbone_lr, sgd.clip) == (0.334, None)
+    assert (schedule.warmup.iterations, schedule.warmup.factor) == (1500, 0.00066667)
+    augment = train.data.augment
+    assert (augment.short, augment.max, augment.flip) == ([800], 1333, 0.5)
+    assert augment.shift and (augment.shift.pixels, augment.shift.p) == (32, 0.5)
+    backbone = train.model.backbone
+    assert (backbone.name, backbone.style, backbone.norm, backbone.freeze) == (
+        "resnet50",
+        "caffe",
+        "frozen_bn",
+        2,
+    )
+    assert train.model.anchors == [32, 64, 128, 256, 512] and train.model.match.top == 4
+
+
+def test_another_batch_scales_the_schedule_as_a_whole() -> None:
+    train = config.Train.model_validate(merged(ROOT / "recipes/yolof_r50_1x.yaml")["train"])
+    assert train.schedule.scaled(64) is train.schedule
+    half = train.schedule.scaled(32)
+    assert (half.optimizer.lr, half.iterations, half.steps) == (0.06, 45000, [30000, 40000])
+    assert (half.warmup.iterations, round(half.warmup.factor, 9)) == (3000, 0.000333335)
+
+
+def test_unknown_keys_come_with_the_known_ones(tiny: dict[str, Any]) -> None:
+    tiny["schedule"]["optimizer"]["lerning_rate"] = 1
+    (problem,) = problems(tiny)
+    assert problem["loc"] == ["train", "schedule", "optimizer", "lerning_rate"]
+    assert "lr" in problem["known"] and problem["message"].endswith("is unknown")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (("data", "batch"), "many", "must be a whole number"),
+        (("data", "batch"), 0, "must be at least 1, not 0"),
+        (("data", "augment", "flip"), 2, "must be at most 1, not 2"),
+        (("amp",), "fp8", "must be `none`, `bf16` or `fp16`, not `fp8`"),
+        (("model", "backbone", "name"), "resnet5", "`resnet50`"),
+        (("schedule",), [], "must hold `key: value` lines"),
+        (("data", "batch"), 6, "cannot be shared out evenly to 4 workers"),
+        (("schedule", "steps"), [30], "needs rising `steps`"),
+        (("model", "num_classes"), 80, "is 80, but"),
+        (("model", "backbone", "weights"), "torchvision_resnet50", "are weights of resnet50, not resnet18"),
+    ],
+)
+def test_mistakes_in_a_sentence(where: tuple[str, ...], value: Any, words: str, tiny: dict[str, Any]) -> None:
+    section = tiny
+    for key in where[:-1]:
+        section = section[key]
+    section[where[-1]] = value
+    found = [problem for problem in problems(tiny) if words in problem["message"]]
+    assert found and found[0]["kind"] == "recipe" and found[0]["loc"][0] == "train"
+
+
+def test_what_is_missing_on_this_machine(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """A data set that is not here is the machine's matter, not the recipe's."""
+
+    def one(words: str) -> None:
+        (problem,) = problems(tiny)
+        assert problem["kind"] == "machine" and words in problem["message"], problem
+
+    weights = tiny["model"]["backbone"]
+    weights["weights"] = str(tmp_path / "no.pth")
+    one("no.pth")
+    weights["weights"] = None
+    broken = tmp_path / "broken.json"
+    tiny["data"]["val"]["annotations"] = str(broken)
+    one(f"the annotation file {broken} does not exist")
+    for text, words in [
+        ("{", "is not a COCO"),
+        ("{}", "has no `images`"),
+        ('{"images": 1}', "is not a COCO"),
+    ]:
+        broken.write_text(text)
+        one(words)
+    tiny["data"]["root"] = str(tmp_path / "nowhere")
+    (problem, *_) = problems(tiny)
+    assert "does not exist" in problem["message"] and problem["kind"] == "machine"
+
+
+def test_large_annotation_files_are_only_looked_into(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detcore.check.LARGE", 1000)
+    assert problems(tiny) == []
+    tiny["model"]["num_classes"] = 2
+    assert "has 3 categories" in problems(tiny)[0]["message"]
+
+
+def test_the_check_as_a_command(tiny: dict[str, Any]) -> None:
+    asked = json.dumps({"train": tiny, "resources": GPUS})
+    code = "import sys; sys.argv = ['config', '--check']; from detcore import config; config.main(); "
+    code += "assert 'torch' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code], input=asked, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert answer["problems"] == []
+    assert any("2 images per worker" in note for note in answer["notes"])
+    assert any("24 iterations are 8.0 epochs of 24 images" in note for note in answer["notes"])
+
+
+def test_recipes_that_cannot_be_run(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, words in [
+        ("extends: base.yaml\ntrain: {}", "only a frozen one can be run"),
+        ("train: [", "is not YAML"),
+        ("name: x", "has no `train` section"),
+        ("train: {seed: 24:00}", "`train.seed` must be a whole number"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            config.load(path)
+
+
+def test_numbers_as_in_yaml_1_2(tiny: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = yaml.safe_dump({"train": tiny}).replace("lr: 0.02", "lr: 2e-2")
+    assert "2e-2" in text
+    path.write_text(text)
+    assert config.load(path).schedule.optimizer.lr == 0.02
