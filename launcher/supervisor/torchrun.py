@@ -5,6 +5,7 @@ rank.py, which gives every worker a log of its own. Reasons and measurements: do
 """
 
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def command(
         *(sys.executable, "-P", "-m", "torch.distributed.run"),
         *("--nnodes=1", f"--nproc-per-node={gpus}", "--max-restarts=0"),
         f"--shutdown-timeout={math.ceil(budget)}",
+        f"--log-dir={os.devnull}",  # else it leaves a folder in /tmp at every start; the logs are rank.py's
         # -I -S: rank.py needs no packages, and starts in a few ms without them
         *("--no-python", sys.executable, "-I", "-S", rank.__file__),
         *(sys.executable, "-u", *program, *recipe.program.args),
