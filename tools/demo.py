@@ -32,7 +32,8 @@ def main() -> int:
     try:
         os.environ.update(read_exports(DEMO / "store/env.sh"))
         step("2. A data set of drawn shapes, so that nothing has to be downloaded")
-        shell(sys.executable, "-m", "detcore.data.shapes", "data/shapes")
+        if not (ROOT / "data/shapes/annotations").exists():  # an earlier demo made it
+            shell(sys.executable, "-m", "detcore.data.shapes", "data/shapes")
         run = train_and_preempt()
         report(run)
     finally:

@@ -50,7 +50,7 @@ class Guard:
 
     def __init__(self, run: RunDir, gpus: int | None, environ: Mapping[str, str]) -> None:
         self._run = run
-        self._argv = [sys.executable, "-P", "-m", "launcher.supervisor.supervise", str(run.path)]
+        self._argv = [sys.executable, "-P", "-m", "launcher.supervisor", str(run.path)]
         self._argv += ["--gpus", str(gpus)] if gpus else []
         self._environ = clean(environ) | marks(run)
         self._console = Console(run.run_log)

@@ -4,16 +4,14 @@ One loop. Signal handlers set a flag and nothing else; the loop looks at it ten 
 waits for anything, the lease's counter moves on. What ends a run: docs/contract.md, last table.
 """
 
-import argparse
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any, Literal
 
 from launcher.checkpoints import checkpoints
-from launcher.errors import LaunchError, Taken, UserError
+from launcher.errors import Taken, UserError
 from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
 from launcher.supervisor import history, processes, restart, torchrun
@@ -25,7 +23,6 @@ from launcher.supervisor.postmortem import crash_reason
 from launcher.supervisor.restart import FINISHED, STATUS, TAKEN
 from launcher.supervisor.signals import Signals
 
-BUG = 70  # EX_SOFTWARE of sysexits(3): none of the above, so the guard starts us again
 POLL = 0.1  # seconds
 
 Wish = Literal["preempt", "stop", "hung"]
@@ -250,23 +247,3 @@ class Supervisor:
     def _print(self, sentence: str) -> None:
         """For the window only: the run's log is its holder's."""
         print(f"launch: {sentence}", file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="launcher.supervisor.supervise")
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--gpus", type=int)
-    args = parser.parse_args()
-    run = RunDir(args.run_dir.absolute())
-    try:
-        return Supervisor(run, args.gpus).run()
-    except LaunchError as error:
-        print(f"launch: {error.message}. {error.hint}".rstrip(". ") + ".", file=sys.stderr)
-        return error.exit_status
-    except Exception:
-        Console(run.run_log).pour(traceback.format_exc().encode())
-        return BUG
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,33 @@
+"""`python -m launcher.supervisor RUN_DIR`: the supervisor as a process of its own, as the guard starts it."""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from launcher.errors import LaunchError
+from launcher.rundir import RunDir
+from launcher.supervisor.console import Console
+from launcher.supervisor.supervise import Supervisor
+
+BUG = 70  # EX_SOFTWARE of sysexits(3), no status of the supervisor's own: the guard starts us again
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m launcher.supervisor")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--gpus", type=int)
+    args = parser.parse_args()
+    run = RunDir(args.run_dir.absolute())
+    try:
+        return Supervisor(run, args.gpus).run()
+    except LaunchError as error:
+        print(f"launch: {error.message}. {error.hint}".rstrip(". ") + ".", file=sys.stderr)
+        return error.exit_status
+    except Exception:
+        Console(run.run_log).pour(traceback.format_exc().encode())
+        return BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())
