@@ -7,7 +7,6 @@ waits for anything, the lease's counter moves on. What ends a run: docs/contract
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 from launcher.checkpoints import checkpoints
