@@ -1,5 +1,7 @@
 """What can be known about a `train` section before anything is started, without torch.
 
+`python -m detcore.config --check` reads {"train", "resources"} as JSON and prints what `check` answers.
+
 Problems of kind `recipe` are mistakes wherever the run would go; those of kind `machine` (a data set or
 weights that are not here) say something about this machine only.
 """
@@ -12,13 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from detcore.config import Split, Train, describe
+from detcore.config import Split, Train
+from detcore.recipe import Problem, problems
 from detcore.weights import fetch
 from detcore.weights.catalogue import CATALOGUE
 
 LARGE = 64 * 2**20  # a larger annotation file is looked into, not read: COCO's takes ten seconds
-
-Problem = dict[str, Any]
 
 
 def check(document: dict[str, Any]) -> dict[str, Any]:
@@ -26,16 +27,16 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
     try:
         train = Train.model_validate(document.get("train"))
     except ValidationError as error:
-        return {"problems": [describe(finding) for finding in error.errors()], "notes": []}
-    problems, notes = _batch(train, document.get("resources", {}))
+        return {"problems": problems(error), "notes": []}
+    found, notes = _batch(train, document.get("resources", {}))
     images = 0
     for split in ("train", "val"):
-        found, count = _data_set(train, split)
-        problems += found
+        of_split, count = _data_set(train, split)
+        found += of_split
         images = count if split == "train" else images
-    problems += _weights(train)
+    found += _weights(train)
     notes += _schedule(train, images)
-    return {"problems": problems, "notes": notes}
+    return {"problems": found, "notes": notes}
 
 
 def _batch(train: Train, resources: dict[str, Any]) -> tuple[list[Problem], list[str]]:
@@ -135,8 +136,10 @@ def _weights(train: Train) -> list[Problem]:
     return [{"loc": where, "message": message, "kind": kind}] if message else []
 
 
-def check_stdin() -> None:
-    """Answer on stdout what was asked on stdin."""
+def main() -> None:
+    if sys.argv[1:] != ["--check"]:
+        print("usage: python -m detcore.config --check < {train, resources} as JSON", file=sys.stderr)
+        sys.exit(2)
     try:
         document = json.load(sys.stdin)
     except ValueError as error:

@@ -1,19 +1,13 @@
 """The `train` section of a recipe: its schema and defaults. Strict, and read without torch.
 
-`python -m detcore.config --check` reads {"train": ..., "resources": ...} as JSON and prints problems and
-notes (see `detcore.check`); that is how a launcher asks before it starts anything.
+`python -m detcore.config --check` is how a launcher asks, before it starts anything; see `detcore.check`.
 """
 
 import os
-import re
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from detcore.errors import InputError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -205,94 +199,7 @@ class Train(Section):
     log_every: Positive = 20
 
 
-SENTENCES = {
-    "missing": "is missing",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "string_type": "must be text (quote it if it looks like a number)",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "model_type": "must hold `key: value` lines",
-    "model_attributes_type": "must hold `key: value` lines",
-    "too_short": "must not be empty",
-}
-
-
-def describe(error: Any) -> dict[str, Any]:
-    """One of pydantic's findings as a problem {"loc", "message", "kind", "known"?} in our words."""
-    loc = ["train", *error["loc"]]
-    name, context = "`" + ".".join(map(str, loc)) + "`", error.get("ctx", {})
-    if error["type"] == "extra_forbidden":
-        return {
-            "loc": loc, "message": f"{name} is unknown", "known": known_keys(loc[1:-1]), "kind": "recipe"
-        }  # fmt: skip
-    if error["type"] == "value_error":
-        sentence = str(context["error"])
-    elif error["type"] == "literal_error":
-        sentence = f"must be {context['expected'].replace(chr(39), '`')}, not `{error['input']}`"
-    elif error["type"].startswith(("greater_than", "less_than")):
-        word = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-        (key, bound), *_ = context.items()
-        sentence = f"must be {word[key]} {bound:g}, not {error['input']:g}"
-    else:
-        sentence = SENTENCES.get(error["type"], error["msg"])
-    return {"loc": loc, "message": f"{name} {sentence}", "kind": "recipe"}
-
-
-def known_keys(loc: list[str | int]) -> list[str]:
-    """The keys of the section at `loc`."""
-    section: Any = Train
-    for part in loc:
-        kinds = [section.model_fields[str(part)].annotation]
-        kinds += getattr(kinds[0], "__args__", ())
-        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
-    return list(section.model_fields)
-
-
-class _Loader(yaml.SafeLoader):
-    """Numbers as YAML 1.2 has them: `1e-3` is one, `24:00:00` and `yes` are words."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern, _first in [
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-]:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
-
-
-def load(path: Path) -> Train:
-    """The `train` section of a frozen recipe. Raises InputError with a line for each mistake."""
-    try:
-        document = yaml.load(path.read_text(), _Loader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(document, dict) or not isinstance(document.get("train"), dict):
-        raise InputError(f"{path}: has no `train` section")
-    if "extends" in document:
-        cure = f"`launch {path} --dry-run` prints it with everything filled in"
-        raise InputError(f"{path}: extends other recipes, and only a frozen one can be run; {cure}")
-    try:
-        return Train.model_validate(document["train"])
-    except ValidationError as error:
-        lines = [f"{path}: {describe(finding)['message']}" for finding in error.errors()]
-        raise InputError("\n".join(lines)) from None
-
-
-def main() -> None:
-    if sys.argv[1:] != ["--check"]:
-        print("usage: python -m detcore.config --check < {train, resources} as JSON", file=sys.stderr)
-        sys.exit(2)
-    from detcore.check import check_stdin
-
-    check_stdin()
-
-
 if __name__ == "__main__":
+    from detcore.check import main  # imports this file again, under its own name
+
     main()

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from detcore import config
 from detcore.checkpoint import Checkpoint, newest
 from detcore.config import Train
 from detcore.data.coco import read_json
 from detcore.errors import InputError
 from detcore.models import build_model
+from detcore.recipe import read_recipe
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +39,7 @@ def load_run(spec: Path, recipe: Path | None = None) -> Loaded:
     folder = next((f for f in (spec, *spec.resolve().parents[:3]) if (f / "recipe.yaml").is_file()), None)
     if recipe is None and folder is None:
         raise InputError(f"{spec} is not in a run folder (no recipe.yaml); name the recipe with --recipe")
-    cfg = config.load(recipe or folder / "recipe.yaml")
+    cfg = read_recipe(recipe or folder / "recipe.yaml")
     checkpoint = None
     if (spec / "checkpoints").is_dir():
         checkpoint = newest(spec / "checkpoints", print)

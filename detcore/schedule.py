@@ -20,6 +20,11 @@ def lr_factor(step: int, schedule: Schedule) -> float:
     return factor * 0.1 ** sum(step >= milestone for milestone in schedule.steps)
 
 
+def learning_rate(step: int, schedule: Schedule) -> float:
+    """The rate of step `step` (from 0), before a parameter group's own factor."""
+    return schedule.optimizer.lr * lr_factor(step, schedule)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """`lr`, times each group's own `scale`."""
     for group in optimizer.param_groups:

@@ -77,7 +77,7 @@ class Resources(Section):
 
 class Restart(Section):
     crashes: Annotated[int, Field(ge=0)] = 5
-    """Crashes and hangs after which the run is given up. Preemptions never count."""
+    """Crashes and hangs that a run survives; the next one ends it. Preemptions never count."""
     backoff: Pause = 5.0
     """Pause after the first crash; it doubles with each."""
     hang: Seconds = 600.0
