@@ -24,7 +24,9 @@ def show(run: RunDir, out: BinaryIO, rank: int | None = None) -> None:
 
 
 def follow(run: RunDir, out: BinaryIO, over: Callable[[], bool], rank: int | None = None) -> None:
-    """Copy what is added, until `over()` and nothing more comes. Goes on to the log of the next attempt."""
+    """Copy what is added, until `over()` and nothing more comes. Goes on to the log of the next attempt.
+
+    UserError if the run is over and there is no such log."""
     path = _log(run, rank)
     offset = _tail(path)
     while True:
@@ -36,6 +38,8 @@ def follow(run: RunDir, out: BinaryIO, over: Callable[[], bool], rank: int | Non
             path, offset = newer, 0
         elif not copied:
             if last_round:
+                if not path.exists():
+                    raise UserError(f"run {run.id} has no log {path.relative_to(run.path)}")
                 return
             time.sleep(POLL)
 

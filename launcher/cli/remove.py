@@ -26,13 +26,13 @@ def remove(run: RunDir, in_store: bool) -> None:
 
 
 def _remove_in_store(run: RunDir) -> None:
-    from launcher.storage import StoreSettings, open_store
+    from launcher.storage import StoreSettings, reach
 
     url = (read_json(run.run) or {}).get("url")
     if not url:
         raise UserError(f"run {run.id} was not mirrored: there is no store to delete it in")
     settings = load_frozen(run.recipe).storage
-    store = open_store(url, StoreSettings(settings.endpoint, settings.region, settings.profile))
+    store = reach(url, StoreSettings(settings.endpoint, settings.region, settings.profile))
     # A manifest says that all of its checkpoint is there: so it goes first.
     keys = sorted((entry.key for entry in store.list()), key=lambda key: not key.endswith("/manifest.json"))
     for key in keys:

@@ -19,7 +19,7 @@ from typing import Any
 
 from launcher import rundir
 from launcher.cli import snapshot
-from launcher.errors import LaunchError, StoreAway, StoreError, UserError
+from launcher.errors import LaunchError, StoreAway, UserError
 from launcher.recipe import Flags, Recipe, environment, load_frozen, parse, program, resolve
 from launcher.recipe.document import display
 from launcher.rundir import RunDir
@@ -68,11 +68,14 @@ def check_again(run: RunDir, flags: Flags, backend: str) -> Recipe:
     """What a resumed run needs of this machine, which may not be the one that it came from."""
     document = resolve(run.recipe, (), flags)
     recipe = parse(document)
-    prefix = ((rundir.read_json(run.run) or {}).get("git") or {}).get("prefix") or ""
+    record = rundir.read_json(run.run) or {}
+    prefix = (record.get("git") or {}).get("prefix") or ""
     findings = program.check(recipe, document, run.code / prefix)
     if findings.machine:
         raise document.error(findings.machine)
     _backend_check(backend, recipe)
+    if str(record.get("url")).startswith("s3://"):
+        environment.check_credentials_travel(os.environ, backend, recipe.storage.profile)
     return recipe
 
 
@@ -186,21 +189,17 @@ def _store(recipe: Recipe, backend: str) -> str | None:
     url = storage_url(recipe)
     if url is None:
         return None
-    from launcher.storage import StoreSettings, open_store
+    from launcher.storage import StoreSettings, reach
 
     settings = recipe.storage
     if environment.holds_secret(url):
         raise UserError("the URL in LAUNCH_STORAGE holds credentials", "put them into a profile or a file")
     if url.startswith("s3://"):
         environment.check_credentials_travel(os.environ, backend, settings.profile)
-    store = open_store(url, StoreSettings(settings.endpoint, settings.region, settings.profile))
     try:
-        store.check()
+        return reach(url, StoreSettings(settings.endpoint, settings.region, settings.profile)).url
     except StoreAway as error:
         raise StoreAway(error.message, error.hint or "nothing was started") from None
-    except StoreError as error:
-        raise UserError(error.message, error.hint) from None
-    return store.url
 
 
 def _record(plan: Plan, key: str, url: str | None) -> dict[str, Any]:

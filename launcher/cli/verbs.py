@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,17 +129,22 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
     from launcher.supervisor import lease, processes
 
     elsewhere = "://" in spec
-    run = _pull(spec) if elsewhere else find_run(spec)
     backend = submit.pick_backend(backend)
+
+    def check(run: "RunDir") -> object:
+        return submit.check_again(run, _flags(gpus=gpus), backend)
+
+    run = _pull(spec, check) if elsewhere else find_run(spec)
     if (read_json(run.final) or {}).get("state") == "finished":
         raise UserError(f"run {run.id} is finished; there is nothing to resume")
     holder = lease.holder(run)
     if (holder is not None and holder.alive) or processes.of_run(run.path):
         who = f": {holder} holds it" if holder else ""
         raise UserError(f"run {run.id} is running already{who}", f"launch status {run.id}")
+    if not elsewhere:
+        check(run)
     submit.adopt(run, backend, elsewhere)
-    recipe = submit.check_again(run, _flags(gpus=gpus), backend)
-    return _start(run, backend, recipe.resources.gpus if gpus else None, follow)
+    return _start(run, backend, gpus, follow)
 
 
 def rm(spec: str, store: bool) -> int:
@@ -223,9 +229,9 @@ def _over(run: "RunDir") -> bool:
     return row(run)["state"] in (*ENDED, "lost")
 
 
-def _pull(url: str) -> "RunDir":
+def _pull(url: str, accept: Callable[["RunDir"], object]) -> "RunDir":
     from launcher.mirror import pull_run
     from launcher.rundir import runs_root
     from launcher.storage import StoreSettings
 
-    return pull_run(url, StoreSettings(), runs_root())
+    return pull_run(url, StoreSettings(), runs_root(), accept)

@@ -5,27 +5,29 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from launcher.errors import LaunchError, StoreError, UserError
+from launcher.errors import StoreError, UserError
 from launcher.mirror.ownership import read_owner, watch
 from launcher.mirror.push import LAST
 from launcher.mirror.restore import brought, marks_of, put_in_place, safe_keys
 from launcher.rundir import RUN_ID, RunDir, read_json, sync_dir, write_json
-from launcher.storage import Store, StoreSettings, open_store
+from launcher.storage import Store, StoreSettings, reach
 
 log = logging.getLogger("launch.mirror")
 
 
-def pull_run(url: str, settings: StoreSettings, runs_root: Path) -> RunDir:
+def pull_run(
+    url: str, settings: StoreSettings, runs_root: Path, accept: Callable[[RunDir], object] = lambda run: None
+) -> RunDir:
     """Bring the whole run at `url` to a machine that has nothing of it, to go on there; its new folder.
 
-    It is made aside and renamed in one go: what fails leaves nothing behind. Raises UserError (no run there,
-    or it is here already or finished), Taken (its owner lives), StoreAway, StoreError.
+    Made aside and renamed in one go: what fails leaves nothing behind. `accept` sees the run before its
+    checkpoints are fetched; it may refuse by raising. Raises UserError (no such store, no run there, or it
+    is here already, or finished), Taken (its owner lives), StoreAway, StoreError.
     """
-    store = open_store(url.rstrip("/"), settings)
-    store.check()
+    store = reach(url, settings)
     name = store.url.rpartition("/")[2]
     if RUN_ID.fullmatch(name) and os.path.lexists(runs_root / name):
         raise UserError(f"the run {name} is here already", f"launch resume {name}")
@@ -40,16 +42,20 @@ def pull_run(url: str, settings: StoreSettings, runs_root: Path) -> RunDir:
         if not owner[0].get("ended"):
             log.info("watching for up to 20 s whether the run's last owner still lives")
         watch(store, owner[0])
+    fresh = not runs_root.exists()
     try:
         runs_root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-pull-", dir=runs_root, ignore_cleanup_errors=True) as d:
             aside = RunDir(Path(d, name))
-            _pull(store, keys, aside)
-            _check_identity(aside, store.url, name)
+            _pull(store, keys, aside, accept)
             aside.path.rename(runs_root / name)
             sync_dir(runs_root)
     except OSError as error:
-        raise LaunchError(f"{error.filename or runs_root} cannot be written: {error.strerror}") from error
+        raise UserError(f"{error.filename or runs_root} cannot be written: {error.strerror}") from error
+    finally:
+        if fresh:
+            with suppress(OSError):  # it holds the run, if all went well
+                runs_root.rmdir()
     return RunDir(runs_root / name)
 
 
@@ -61,7 +67,7 @@ def _state(store: Store, keys: dict[str, int]) -> object:
         return None
 
 
-def _pull(store: Store, keys: dict[str, int], aside: RunDir) -> None:
+def _pull(store: Store, keys: dict[str, int], aside: RunDir, accept: Callable[[RunDir], object]) -> None:
     marks = marks_of(keys)
     files = [key for key in keys if not key.startswith("checkpoints/") or key == LAST]
     with _progress(f"bringing {aside.id}", len(files) + len(marks)) as advance:
@@ -69,6 +75,8 @@ def _pull(store: Store, keys: dict[str, int], aside: RunDir) -> None:
             (aside.path / key).parent.mkdir(parents=True, exist_ok=True)
             store.get_file(key, aside.path / key)
             advance()
+        _check_identity(aside, store.url, aside.id)
+        accept(aside)
         reasons = []
         for mark in marks:
             with brought(store, mark, aside.checkpoints) as (folder, reason):

@@ -6,7 +6,7 @@ Importing this costs nothing: boto3 is imported when an `s3://` store is opened.
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from launcher.errors import UserError
+from launcher.errors import StoreAway, StoreError, UserError
 from launcher.storage.base import (
     Changed,
     Entry,
@@ -26,6 +26,7 @@ __all__ = [
     "StoreSettings",
     "key_problem",
     "open_store",
+    "reach",
 ]
 
 
@@ -57,3 +58,17 @@ def open_store(url: str, settings: StoreSettings | None = None) -> Store:
             f"{url!r} is not the address of a store", "write s3://BUCKET/PREFIX, file:///FOLDER or a path"
         )
     return FolderStore(Path(unquote(parts.path)))
+
+
+def reach(url: str, settings: StoreSettings | None = None) -> Store:
+    """The store at `url`, asked whether it is there and lets us in.
+
+    Raises StoreAway if it does not answer; what else is wrong with it is the caller's input: UserError."""
+    try:
+        store = open_store(url, settings)
+        store.check()
+    except StoreAway:
+        raise
+    except StoreError as error:
+        raise UserError(error.message, error.hint) from None
+    return store

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +34,15 @@ class FolderStore(Store):
         self.url = f"file://{root}"
 
     def check(self) -> None:
-        with self._speaking():
-            self.root.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.root, os.W_OK | os.X_OK):
-                raise StoreError(f"the store {self.url} cannot be written to", "choose another storage.url")
+        # Asking leaves nothing behind: the folder is made by the first put.
+        try:
+            there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"the store {self.url} cannot be written to: {error.strerror}", "choose another storage.url"
+            ) from error
 
     def put_file(self, key: str, path: Path, *, if_absent: bool = False) -> None:
         target = self.root / checked(key)

@@ -166,7 +166,9 @@ class S3Store(Store):
                 botocore.MetadataRetrievalError, ResponseParserError) as error:  # fmt: skip
             raise StoreAway(f"{self._where} does not answer ({type(error).__name__})") from error
         except (botocore.BotoCoreError, ValueError) as error:
-            raise StoreError(f"{self._settings.endpoint or self.url} cannot be used: {error}") from error
+            # botocore names the parameter on a line of its own, and after it every expression that would do
+            why = str(error).removeprefix("Parameter validation failed:\n").partition(": Bucket name must")[0]
+            raise StoreError(f"{self._settings.endpoint or self.url} cannot be used: {why}") from error
 
     def _answered(self, response: dict[str, Any], key: str) -> StoreError:
         code = str(response.get("Error", {}).get("Code", ""))

@@ -67,7 +67,7 @@ def test_pull_to_an_empty_disk(server: Weed, tmp_path: Path) -> None:
     for wrong in (f"s3://runs/lab/{ID}", "s3://runs/lab", "s3://runs"):
         with pytest.raises(UserError, match="there is no run at s3://runs"):
             pull_run(wrong, server.settings, tmp_path / "else")
-    with pytest.raises(StoreError, match="no bucket 'nowhere'"):
+    with pytest.raises(UserError, match="no bucket 'nowhere'"):
         pull_run(f"s3://nowhere/{ID}", server.settings, tmp_path / "else")
     assert not (tmp_path / "else").exists()
 
@@ -197,9 +197,9 @@ def test_cut_off_after_any_object(stored: tuple[RunDir, FolderStore], tmp_path: 
         assert not list(run.path.rglob(".tmp-*"))
         store.left = number
         with pytest.raises(StoreAway), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pull, "open_store", lambda url, settings: store)
+            patch.setattr(pull, "reach", lambda url, settings: store)
             pull_run(store.url, StoreSettings(), tmp_path / "pulled")
-        assert list((tmp_path / "pulled").iterdir()) == [], "a pull leaves all or nothing"
+        assert not (tmp_path / "pulled").exists(), "a pull leaves all or nothing"
         number += 1
     assert number >= 3
 
@@ -234,7 +234,7 @@ def test_hostile_keys(
 ) -> None:
     store = Hostile(stored[1].root)
     store.more = key
-    monkeypatch.setattr(pull, "open_store", lambda url, settings: store)
+    monkeypatch.setattr(pull, "reach", lambda url, settings: store)
     with pytest.raises(StoreError, match="not safe to write"):
         pull_run(store.url, StoreSettings(), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
