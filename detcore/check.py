@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from detcore.config import Split, Train
-from detcore.recipe import Problem, problems
+from detcore.recipe import Problem, mistakes
 from detcore.weights import fetch
 from detcore.weights.catalogue import CATALOGUE
 
@@ -27,16 +27,16 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
     try:
         train = Train.model_validate(document.get("train"))
     except ValidationError as error:
-        return {"problems": problems(error), "notes": []}
-    found, notes = _batch(train, document.get("resources", {}))
+        return {"problems": mistakes(error), "notes": []}
+    problems, notes = _batch(train, document.get("resources", {}))
     images = 0
     for split in ("train", "val"):
-        of_split, count = _data_set(train, split)
-        found += of_split
+        found, count = _data_set(train, split)
+        problems += found
         images = count if split == "train" else images
-    found += _weights(train)
+    problems += _weights(train)
     notes += _schedule(train, images)
-    return {"problems": found, "notes": notes}
+    return {"problems": problems, "notes": notes}
 
 
 def _batch(train: Train, resources: dict[str, Any]) -> tuple[list[Problem], list[str]]:

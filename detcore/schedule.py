@@ -21,8 +21,8 @@ def lr_factor(step: int, schedule: Schedule) -> float:
 
 
 def learning_rate(step: int, schedule: Schedule) -> float:
-    """The rate of step `step` (from 0), before a parameter group's own factor."""
-    return schedule.optimizer.lr * lr_factor(step, schedule)
+    """The rate of step `step`, counted from 1 as everywhere in a run, before each group's own `scale`."""
+    return schedule.optimizer.lr * lr_factor(step - 1, schedule)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -22,10 +22,13 @@ LAUNCHER = [
     {"errors"},
 ]
 DETCORE = [
-    {"train", "evaluate", "infer"},
+    {"train"},
+    {"saving"},
+    {"recorder"},
+    {"learner", "evaluate", "infer"},
     {"loading", "schedule"},
     {"data", "models"},
-    {"config", "check"},
+    {"config", "recipe", "check"},
     {"weights", "checkpoint", "distributed", "metrics"},
     {"backbones", "ops", "rundir"},
     {"errors"},

@@ -1,0 +1,81 @@
+"""What learns: the detector with its optimizer, and one step of both over parts of a batch."""
+
+import os
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detcore.config import Train
+from detcore.data.feed import Inputs
+from detcore.distributed import Losses, World, parallel
+from detcore.loading import autocast
+from detcore.models import build_model
+from detcore.schedule import build_optimizer, learning_rate, set_lr
+
+
+def settle(cfg: Train) -> None:
+    """Seed torch and choose its kernels, before anything draws a number or runs one."""
+    torch.manual_seed(cfg.seed)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not cfg.deterministic
+
+
+class Learner:
+    """A detector in training on this rank's device, its gradients shared with the other ranks'."""
+
+    def __init__(self, cfg: Train, world: World, pretrained: bool) -> None:
+        self.cfg, self.world = cfg, world
+        self.model = build_model(cfg.model, pretrained)
+        if cfg.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.model.to(world.device).train()
+        self.optimizer = build_optimizer(self.model, cfg.schedule.optimizer)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.amp == "fp16")
+        self._losses = Losses(self.model, cfg.compile)
+        self._parallel = parallel(self._losses, world)
+
+    @property
+    def terms(self) -> list[str]:
+        """Names of the loss terms, known after the first step."""
+        return self._losses.names
+
+    def step(self, step: int, parts: Iterable[Inputs]) -> Tensor:
+        """Learn from the parts of step `step` -> its loss terms (T,), means over the parts, still on
+        the device."""
+        schedule = self.cfg.schedule
+        # The random numbers of a step, if the model uses any, are a function of the step, too.
+        torch.manual_seed((self.cfg.seed * 1_000_003 + step - 1) * 65_537 + self.world.rank)
+        set_lr(self.optimizer, learning_rate(step, schedule))
+        self.optimizer.zero_grad(set_to_none=True)
+        count, terms = schedule.accumulate, torch.zeros((), device=self.world.device)
+        for number, inputs in enumerate(parts, start=1):
+            alone = number < count and self.world.size > 1
+            with self._parallel.no_sync() if alone else nullcontext():
+                with autocast(self.cfg.amp, self.world.device):
+                    loss, own = self._parallel(*inputs)
+                self.scaler.scale(loss / count).backward()
+            terms = terms + own / count
+        if schedule.optimizer.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), schedule.optimizer.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return terms
+
+    def is_finite(self) -> bool:
+        """Whether all weights that are trained are finite."""
+        sums = [p.detach().sum() for p in self.model.parameters() if p.requires_grad]
+        return bool(torch.stack(sums).isfinite().all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on from here needs, beside the weights of `model`."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

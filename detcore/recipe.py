@@ -1,0 +1,102 @@
+"""A frozen recipe, read: its YAML, its `train` section, and mistakes in it told in our words."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from detcore.config import Section, Train
+from detcore.errors import InputError
+
+SENTENCES = {
+    "missing": "is missing",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "string_type": "must be text (quote it if it looks like a number)",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "model_type": "must hold `key: value` lines",
+    "model_attributes_type": "must hold `key: value` lines",
+    "too_short": "must not be empty",
+}
+BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+Problem = dict[str, Any]
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Numbers as YAML 1.2 has them: `1e-3` is one, `24:00:00` and `yes` are words."""
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in [
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+]:
+    RecipeLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first)
+    )
+
+
+def read_recipe(path: Path) -> Train:
+    """The `train` section of a frozen recipe. Raises InputError with a line for each mistake."""
+    try:
+        document = yaml.load(path.read_text(), RecipeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(document, dict) or not isinstance(document.get("train"), dict):
+        raise InputError(f"{path}: has no `train` section")
+    if "extends" in document:
+        cure = f"`launch {path} --freeze` prints it with everything filled in"
+        raise InputError(f"{path}: extends other recipes, and only a frozen one can be run; {cure}")
+    try:
+        return Train.model_validate(document["train"])
+    except ValidationError as error:
+        lines = [f"{path}: {problem['message']}" for problem in mistakes(error)]
+        raise InputError("\n".join(lines)) from None
+
+
+def mistakes(error: ValidationError) -> list[Problem]:
+    """What pydantic found in a `train` section, each as {"loc", "message", "kind", "known"?}."""
+    return [_problem(finding) for finding in error.errors()]
+
+
+def _problem(finding: Any) -> Problem:
+    loc = ["train", *finding["loc"]]
+    message = f"`{'.'.join(map(str, loc))}` {_sentence(finding)}"
+    problem = {"loc": loc, "message": message, "kind": "recipe"}
+    if finding["type"] == "extra_forbidden":
+        problem["known"] = _known_keys(finding["loc"][:-1])
+    return problem
+
+
+def _sentence(finding: Any) -> str:
+    kind, context = finding["type"], finding.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "is unknown"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return f"must be {context['expected'].replace(chr(39), '`')}, not `{finding['input']}`"
+    if kind.startswith(("greater_than", "less_than")):
+        (key, bound), *_ = context.items()
+        return f"must be {BOUNDS[key]} {bound:g}, not {finding['input']:g}"
+    return SENTENCES.get(kind, finding["msg"])
+
+
+def _known_keys(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys of the section at `loc`."""
+    section: Any = Train
+    for part in loc:
+        kinds = [section.model_fields[str(part)].annotation]
+        kinds += getattr(kinds[0], "__args__", ())
+        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
+    return list(section.model_fields)
