@@ -14,7 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from detcore.annotations import read_annotations
 from detcore.config import Split, Train
+from detcore.errors import InputError
 from detcore.recipe import Problem, mistakes
 from detcore.weights import fetch
 from detcore.weights.catalogue import CATALOGUE
@@ -32,7 +34,8 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
     images = 0
     for split in ("train", "val"):
         found, count = _data_set(train, split)
-        problems += found
+        told = [problem["loc"] for problem in problems]  # both splits may say it of the classes
+        problems += [problem for problem in found if problem["loc"] not in told]
         images = count if split == "train" else images
     problems += _weights(train)
     notes += _schedule(train, images)
@@ -88,38 +91,45 @@ def _data_set(train: Train, split: str) -> tuple[list[Problem], int]:
     if not annotations.is_file():
         return machine("annotations", f"the annotation file {annotations} does not exist")
     try:
-        classes, count = _look_into(annotations)
-    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
-        return machine("annotations", f"{annotations} is not a COCO annotation file: {_reason(error)}")
+        classes, files = _look_into(annotations)
+    except InputError as error:
+        return machine("annotations", str(error))
     if classes != train.model.num_classes:
         have = f"{annotations} has {classes} categories"
         message = f"`train.model.num_classes` is {train.model.num_classes}, but {have}"
         return [{"loc": ["train", "model", "num_classes"], "message": message, "kind": "recipe"}], 0
-    return [], count
+    if files and not (images / files[0]).is_file():  # the others are missed when their turn comes
+        return machine("images", f"the image {images / files[0]} does not exist, and {annotations} names it")
+    return [], len(files)
 
 
-def _reason(error: Exception) -> str:
-    return f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
+def _look_into(path: Path) -> tuple[int, list[str]]:
+    """Number of categories in a COCO file, and its images with objects (none: too large to list).
 
-
-def _look_into(path: Path) -> tuple[int, int]:
-    """Number of categories and of images with objects in a COCO file (0 images: too large to count)."""
+    Raises InputError."""
     if path.stat().st_size > LARGE:
+        return _categories(path), []
+    read = read_annotations(path)
+    files = [image.file for image in read.with_objects().values()]
+    if not files:
+        raise InputError(f"{path} has no image with an object")
+    return len(read.categories), files
+
+
+def _categories(path: Path) -> int:
+    """Number of categories, without reading all of the file."""
+    try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             start = text.rfind(b'"categories"')
             if start < 0:
-                raise KeyError("categories")
+                raise ValueError("it has no list `categories`")
             rest = text[start + len('"categories"') : start + LARGE].decode(errors="replace")
             categories, _ = json.JSONDecoder().raw_decode(rest.lstrip(": \t\r\n"))
-            return len({category["id"] for category in categories}), 0
-    content = json.loads(path.read_bytes())
-    if not isinstance(content, dict):
-        raise ValueError("it does not hold an object")
-    known = {image["id"] for image in content["images"]}
-    objects = {one["image_id"] for one in content["annotations"] if not one.get("iscrowd", 0)}
-    if not objects & known:
-        raise ValueError("no image in it has an object")
-    return len({category["id"] for category in content["categories"]}), len(objects & known)
+            return len({category["id"] for category in categories})
+    except OSError as error:
+        raise InputError(f"annotation file {path} cannot be read ({error.strerror})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a COCO annotation file: {error}") from None
 
 
 def _weights(train: Train) -> list[Problem]:

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from detcore.annotations import read_json
 from detcore.config import Data, Train
-from detcore.data.coco import Coco, read_coco, read_json
+from detcore.data.coco import Coco, read_coco
 from detcore.data.loader import Batch, EvaluationSet, batches
 from detcore.data.transforms import resized
 from detcore.distributed import World, share_statistics
@@ -126,12 +127,14 @@ def _detect(
 def coco_eval(truth: dict[str, Any], results: list[Result]) -> Any:
     """`results` against a COCO annotation file's content, accumulated; maxDets 1, 10, 100 as always.
 
-    Of the annotations, `iscrowd` and `area` may be missing; then they are 0 and that of the box.
+    Of the annotations, `iscrowd` and `area` may be missing; then they are 0 and that of the box. Their ids,
+    which the evaluation counts by and some files lack or repeat, are given anew.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     annotations = [
-        {"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]} | one for one in truth["annotations"]
+        {"iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]} | one | {"id": number}
+        for number, one in enumerate(truth["annotations"], 1)
     ]
     reference = COCO({**truth, "annotations": annotations})
     found = COCO({**truth, "annotations": []}) if not results else reference.loadRes(results)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from detcore.annotations import read_json
 from detcore.checkpoint import Checkpoint, newest
 from detcore.config import Train
-from detcore.data.coco import read_json
 from detcore.errors import InputError
 from detcore.models import build_model
 from detcore.recipe import read_recipe

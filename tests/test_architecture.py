@@ -29,7 +29,7 @@ DETCORE = [
     {"loading", "schedule"},
     {"data", "models"},
     {"config", "recipe", "check"},
-    {"weights", "checkpoint", "distributed", "metrics"},
+    {"weights", "checkpoint", "distributed", "metrics", "annotations"},
     {"backbones", "ops", "rundir"},
     {"errors"},
 ]

@@ -119,12 +119,19 @@ def test_what_is_missing_on_this_machine(tiny: dict[str, Any], tmp_path: Path) -
     one("no.pth")
     weights["weights"] = None
     broken = tmp_path / "broken.json"
+    whole = json.loads(Path(tiny["data"]["root"], tiny["data"]["val"]["annotations"]).read_text())
     tiny["data"]["val"]["annotations"] = str(broken)
     one(f"the annotation file {broken} does not exist")
     for text, words in [
         ("{", "is not a COCO"),
-        ("{}", "has no `images`"),
+        ("{}", "has no list `categories`"),
         ('{"images": 1}', "is not a COCO"),
+        (json.dumps(whole | {"annotations": [{"image_id": 1}]}), "annotations[0] has no `bbox`"),
+        (json.dumps(whole | {"annotations": []}), "has no image with an object"),
+        (
+            json.dumps(whole | {"images": [one | {"file_name": "no.png"} for one in whole["images"]]}),
+            "no.png does not exist",
+        ),
     ]:
         broken.write_text(text)
         one(words)
@@ -139,7 +146,8 @@ def test_large_annotation_files_are_only_looked_into(
     monkeypatch.setattr("detcore.check.LARGE", 1000)
     assert problems(tiny) == []
     tiny["model"]["num_classes"] = 2
-    assert "has 3 categories" in problems(tiny)[0]["message"]
+    (problem,) = problems(tiny)
+    assert "has 3 categories" in problem["message"]
 
 
 def test_the_check_as_a_command(tiny: dict[str, Any]) -> None:

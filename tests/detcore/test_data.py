@@ -57,10 +57,21 @@ def test_crowds_and_empty_boxes_are_not_trained_on(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"images": None}, "has no list `images`"),
-        ({"annotations": [{"image_id": 77, "category_id": 2, "bbox": [0, 0, 1, 1]}]}, "no entry for 77"),
-        ({"annotations": [{"image_id": 3, "category_id": 4, "bbox": [0, 0, 1, 1]}]}, "no entry for 4"),
-        ({"annotations": [{"image_id": 3, "category_id": 2}]}, "no entry for 'bbox'"),
+        (
+            {"annotations": [{"image_id": 77, "category_id": 2, "bbox": [0, 0, 1, 1]}]},
+            r"annotations\[0\] names image 77, which the file does not have",
+        ),
+        (
+            {"annotations": [{"image_id": 3, "category_id": 4, "bbox": [0, 0, 1, 1]}]},
+            r"annotations\[0\] names category 4, which",
+        ),
+        ({"annotations": [{"image_id": 3, "category_id": 2}]}, r"annotations\[0\] has no `bbox`"),
         ({"annotations": []}, "has no image with an object"),
+        ({"annotations": [3]}, r"annotations\[0\] is not what it must be"),
+        ({"annotations": [{"image_id": 3, "category_id": 2, "bbox": [0, "x", 1, 1]}]}, "could not convert"),
+        ({"annotations": [{"image_id": "3", "category_id": 2, "bbox": [0, 0, 1, 1]}]}, "names image '3'"),
+        ({"images": [{"id": 3, "file_name": "3.png", "width": 10}]}, r"images\[0\] has no `height`"),
+        ({"categories": [{"id": 2, "name": "a"}, {"id": 7}]}, r"categories\[1\] has no `name`"),
     ],
 )
 def test_malformed_files_are_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -69,6 +69,19 @@ def test_nothing_detected_is_zero() -> None:
     assert metrics["AP"] == metrics["AR100"] == 0 and "APl" not in metrics
 
 
+def test_ids_of_annotations_may_be_missing_or_repeated() -> None:
+    objects = [
+        {"image_id": 1, "category_id": 4, "bbox": [10 * n, 1, 8, 8], "area": 64, "iscrowd": 0}
+        for n in range(3)
+    ]
+    truth = {"images": [{"id": 1, "height": 40, "width": 40}], "categories": [{"id": 4, "name": "x"}]}
+    results = [{"image_id": 1, "category_id": 4, "bbox": [10 * n, 1, 8, 8], "score": 0.9} for n in range(2)]
+    for ids in ([{}] * 3, [{"id": 7}] * 3, [{"id": n} for n in (5, 6, 7)]):
+        annotations = [one | id_ for one, id_ in zip(objects, ids, strict=True)]
+        metrics = stats(coco_eval(truth | {"annotations": annotations}, results))
+        assert metrics["AR100"] == pytest.approx(100 * 2 / 3)
+
+
 @pytest.fixture
 def trained(tiny: dict[str, Any], new_run: Callable[..., Run]) -> Run:
     """A run with weights that detect something, anything."""

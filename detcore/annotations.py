@@ -1,0 +1,98 @@
+"""What a COCO annotation file must hold; mistakes are named with the entry that they are in.
+
+Without numpy, so that a check before the start can read one, too.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detcore.errors import InputError
+
+LISTS = ("categories", "images", "annotations")
+
+Box = tuple[float, float, float, float]
+
+
+class Picture(NamedTuple):
+    """One image: its id, file name, width, height."""
+
+    id: int
+    file: str
+    width: int
+    height: int
+
+
+class Annotations(NamedTuple):
+    """categories: id -> name, ascending. images: by id, ascending. objects: image id -> (category id, box as
+    x1 y1 x2 y2 in pixels), without crowds and boxes that have no area, as in detectron2."""
+
+    categories: dict[int, str]
+    images: dict[int, Picture]
+    objects: dict[int, list[tuple[int, Box]]]
+
+    def with_objects(self) -> dict[int, Picture]:
+        return {id_: image for id_, image in self.images.items() if self.objects[id_]}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The whole file, checked for the three lists that every COCO file has. Raises InputError."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"annotation file {path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a COCO annotation file: it is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a COCO annotation file: it does not hold an object")
+    for key in LISTS:
+        if not isinstance(content.get(key), list):
+            raise InputError(f"{path} is not a COCO annotation file: it has no list `{key}`")
+    return content
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Every entry, looked at. Raises InputError."""
+    content = read_json(path)
+    read = Annotations({}, {}, {})
+    for key, take in zip(LISTS, (_category, _image, _object), strict=True):
+        for number, one in enumerate(content[key]):
+            try:
+                take(one, read)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                where = f"{key}[{number}]"
+                raise InputError(f"{path} is not a COCO annotation file: {where} {_why(error)}") from None
+    categories, images = (dict(sorted(found.items())) for found in (read.categories, read.images))
+    return Annotations(categories, images, read.objects)
+
+
+class _UnknownError(ValueError):
+    """An entry names what is not there."""
+
+
+def _category(one: Any, read: Annotations) -> None:
+    read.categories[int(one["id"])] = str(one["name"])
+
+
+def _image(one: Any, read: Annotations) -> None:
+    image = Picture(int(one["id"]), str(one["file_name"]), int(one["width"]), int(one["height"]))
+    read.images[image.id], read.objects[image.id] = image, []
+
+
+def _object(one: Any, read: Annotations) -> None:
+    x, y, w, h = map(float, one["bbox"])
+    image, category = one["image_id"], one["category_id"]
+    if image not in read.images:
+        raise _UnknownError(f"names image {image!r}, which the file does not have")
+    if category not in read.categories:
+        raise _UnknownError(f"names category {category!r}, which the file does not have")
+    if not one.get("iscrowd", 0) and w > 0 and h > 0:
+        read.objects[image].append((int(category), (x, y, x + w, y + h)))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, _UnknownError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"has no `{error.args[0]}`"
+    return f"is not what it must be ({error})"
