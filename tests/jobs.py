@@ -34,11 +34,11 @@ TINY = [
 
 
 def launch(
-    *argv: str, env: Mapping[str, str] | None = None, check: bool = True
+    *argv: str, env: Mapping[str, str] | None = None, check: bool = True, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """One call of the command line; a status other than 0 fails the test with what it printed."""
     done = subprocess.run(
-        [*LAUNCH, *argv], cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=240
+        [*LAUNCH, *argv], cwd=cwd, env=os.environ | (env or {}), capture_output=True, text=True, timeout=240
     )
     if check:
         assert done.returncode == 0, (

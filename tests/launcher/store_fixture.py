@@ -56,6 +56,11 @@ class Weed:
         """What must stand nowhere but in the server's own folder."""
         return (self.folder / "credentials").read_text().split("aws_secret_access_key = ")[1].split()[0]
 
+    @property
+    def key(self) -> str:
+        """The access key id that belongs to the secret."""
+        return (self.folder / "credentials").read_text().split("aws_access_key_id = ")[1].split()[0]
+
     def store(self, prefix: str = "") -> Store:
         return open_store(f"s3://runs/{prefix}", self.settings)
 

@@ -82,6 +82,15 @@ def test_the_verbs_on_a_mirrored_run_in_a_window(
     elsewhere = {"LAUNCH_RUNS": str(tmp_path / "elsewhere")}
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
+    lacking = launch("resume", url, "--backend", "tmux", PATH="/nowhere", **elsewhere)
+    assert lacking.returncode == 2 and "there is no tmux here" in lacking.stderr
+    with monkeypatch.context() as keys:
+        for name in ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            keys.delenv(name)
+        secret = {"AWS_ACCESS_KEY_ID": server.key, "AWS_SECRET_ACCESS_KEY": server.secret}
+        unseen = launch("resume", url, "--backend", "tmux", **secret, **elsewhere)
+    assert unseen.returncode == 2 and "which a tmux window does not see" in unseen.stderr, unseen
+    assert not (tmp_path / "elsewhere").exists(), "a resume that is refused leaves nothing"
     resumed = launch("resume", url, "--backend", "local", **elsewhere)
     assert resumed.returncode == 0, resumed
     (row,) = json.loads(launch("status", "--json", **elsewhere).stdout)["runs"]
@@ -113,8 +122,24 @@ def test_a_store_that_is_not_there_or_does_not_let_us_in(
     wrong.write_text(
         f"[{server.env['AWS_PROFILE']}]\naws_access_key_id = nobody\naws_secret_access_key = hunter2\n"
     )
-    refused = launch(*argv, AWS_SHARED_CREDENTIALS_FILE=str(wrong))
-    assert refused.returncode == 2 and "hunter2" not in refused.stderr
+    run = "s3://runs/lab/toy/toy-20260101-000000-0000"
+    for verb in (argv, ["resume", run]):
+        refused = launch(*verb, AWS_SHARED_CREDENTIALS_FILE=str(wrong))
+        assert refused.returncode == 2 and "credentials are refused" in refused.stderr, refused
+        assert "hunter2" not in refused.stderr
+        nobody = launch(*verb, AWS_PROFILE="nobody")
+        assert nobody.returncode == 2 and "no usable credentials" in nobody.stderr, nobody
+    for url in ("s3://no-such-bucket", "s3://runs/lab"):
+        gone = launch("resume", run.replace("s3://runs/lab", url))
+        said = "there is no run at" if "runs" in url else "there is no bucket 'no-such-bucket'"
+        assert gone.returncode == 2 and said in gone.stderr, gone
+    for override, said in (
+        ("storage.url=s3://a!bucket/x", 'Invalid bucket name "a!bucket"'),
+        ("storage.endpoint=nonsense", "Invalid endpoint: nonsense"),
+        ("storage.url=file:///proc/store", "file:///proc/store cannot be written to"),
+    ):
+        odd = launch(*argv, override)
+        assert odd.returncode == 2 and said in odd.stderr and len(odd.stderr.splitlines()) <= 2, odd
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         away = launch(*argv, AWS_ENDPOINT_URL=f"http://127.0.0.1:{closed.getsockname()[1]}")

@@ -20,6 +20,7 @@ from launcher.storage import (
     StoreSettings,
     key_problem,
     open_store,
+    reach,
 )
 from tests.launcher.store_fixture import Weed, weed
 
@@ -275,6 +276,17 @@ def test_errors_are_clear_sentences(server: Weed, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(StoreAway) as caught:
         open_store("s3://runs/x", away).check()
     assert f"127.0.0.1:{port} does not answer" in caught.value.message and "pass" not in caught.value.message
+
+
+def test_asking_a_folder_makes_none(tmp_path: Path) -> None:
+    store = reach(f"file://{tmp_path}/new/store")
+    assert list(store.list()) == [] and list(tmp_path.iterdir()) == []
+    store.put_bytes("a/b", b"c")
+    assert (tmp_path / "new" / "store" / "a" / "b").read_bytes() == b"c"
+    (tmp_path / "file").touch()
+    for place in (f"{tmp_path}/file", f"{tmp_path}/file/store", "/proc/store"):
+        with pytest.raises(UserError, match=f"{place} cannot be written to"):
+            reach(f"file://{place}")
 
 
 def test_importing_costs_nothing() -> None:
