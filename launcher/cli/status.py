@@ -142,7 +142,7 @@ def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple
         state = "stopping" if run.stop_requested.exists() else "coming back" if between else "running"
         return state, reason if between else None, holder.host
     # Nobody holds it. Between two supervisors its guard lives; right after the start, it is on its way.
-    on_its_way = not starts and 0 <= time.time() - (about.get("created") or 0.0) < YOUNG
+    on_its_way = not starts and holder is None and 0 <= time.time() - (about.get("created") or 0.0) < YOUNG
     if on_its_way or processes.of_run(run.path):
         return ("coming back" if starts else "starting"), reason, None
     return "lost", f"nobody runs it; launch resume {run.id}", None

@@ -2,10 +2,15 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 
+import pytest
+
+from launcher.cli import status
 from launcher.rundir import read_json
-from launcher.supervisor import control, processes
+from launcher.supervisor import control, guard, lease, processes, restart
 from tests.launcher.conftest import Toy, in_sessions, sessions, wait
 
 Make = Callable[..., Toy]
@@ -79,3 +84,53 @@ def test_window_gone_is_a_stop(toy: Make) -> None:
     assert run.end() == 0
     assert run.final["state"] == "stopped" and run.ends[0]["saved"]
     wait("nothing of the run", lambda: not processes.of_run(run.run.path))
+
+
+def test_killed_guard_is_not_missed(toy: Make) -> None:
+    """The supervisor, an orphan now, sees the run to its end, and a stop still leaves nothing alive."""
+    run = toy("--steps 12 --wait-at 5 --every 100").start()
+    run.at(5)
+    assert run.guard
+    os.kill(run.guard.pid, signal.SIGKILL)
+    assert run.end() == -signal.SIGKILL
+    first = run.workers(1)
+    control.preempt(run.run)
+    assert not any(process.alive for process in first)
+    wait("the end", lambda: run.final)
+    assert run.states == ["preempted", "finished"] and run.final["lost_steps"] == 0
+    run.assert_undisturbed(12)
+    run.assert_gone()
+
+    run = toy("--steps 100000 --every 100000").start()
+    run.at(3)
+    assert run.guard
+    os.kill(run.guard.pid, signal.SIGKILL)
+    run.end()
+    control.stop(run.run)
+    assert not processes.of_run(run.run.path)
+    assert run.final["state"] == "stopped" and run.ends[0]["saved"]
+
+
+def test_supervisor_that_dies_again_and_again_is_given_up(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no supervisor gets further than the one before it, the guard says what to type, and leaves."""
+    monkeypatch.setattr(guard, "DEATHS", 3)  # the pauses before them double: 0, 1, 3, 7 s
+    run, killed = toy("--steps 5"), list[int]()
+
+    def killer() -> None:
+        while len(killed) < guard.DEATHS:
+            holder = lease.holder(run.run)
+            if holder and holder.alive and holder.pid not in killed:
+                killed.append(holder.pid)
+                os.kill(holder.pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=killer, daemon=True)
+    thread.start()
+    assert guard.Guard(run.run, None, os.environ).run() == restart.FAILED
+    thread.join()
+    log = run.run.run_log.read_text()
+    assert log.count("the supervisor was killed by SIGKILL") == 3
+    assert "died 3 times without a new checkpoint: given up; `launch resume" in log
+    assert not processes.of_run(run.run.path) and status.row(run.run)["state"] == "lost"
+    assert run.start().end() == 0 and run.final["state"] == "finished"
+    run.assert_undisturbed(5)
