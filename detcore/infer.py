@@ -39,6 +39,20 @@ def images_in(paths: list[Path]) -> list[Path]:
     return found
 
 
+def pictures_of(paths: list[Path], out: Path) -> list[Path]:
+    """Where each picture goes: the name of its image, numbered where that is taken; never over an image."""
+    taken = {path.resolve() for path in paths}
+    pictures = []
+    for path in paths:
+        picture, number = out / f"{path.stem}.jpg", 1
+        while picture.resolve() in taken:
+            number += 1
+            picture = out / f"{path.stem}-{number}.jpg"
+        taken.add(picture.resolve())
+        pictures.append(picture)
+    return pictures
+
+
 @torch.no_grad()
 def detect(loaded: Loaded, image: Image.Image, how: Resize, device: torch.device) -> dict[str, np.ndarray]:
     """boxes (D, 4) x1 y1 x2 y2 in pixels of `image`, scores (D,), labels (D,), best first."""
@@ -81,13 +95,13 @@ def main(argv: list[str] | None = None) -> int:
         loaded.model.to(device)
         args.out.mkdir(parents=True, exist_ok=True)
         answers = []
-        for path in paths:
+        for path, picture in zip(paths, pictures_of(paths, args.out), strict=True):
             image = read_image(path)
             found = detect(loaded, image, loaded.cfg.data.test, device)
             found = {name: values[found["scores"] >= args.score] for name, values in found.items()}
             draw_detections(image, found["boxes"], found["scores"], found["labels"], loaded.names)
-            image.save(args.out / f"{path.stem}.jpg", quality=92)
-            answers.append(as_json(path, found, loaded.names))
+            image.save(picture, quality=92)
+            answers.append(as_json(path, found, loaded.names) | {"picture": picture.name})
             print(f"{path}: {len(found['scores'])} objects", flush=True)
         write_whole(args.out / "detections.json", json.dumps(answers, indent=1).encode())
         print(f"{len(paths)} pictures and detections.json in {args.out}")

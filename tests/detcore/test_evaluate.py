@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from detcore.data.transforms import read_image
 from detcore.evaluate import coco_eval, stats
 from detcore.infer import main as infer
 from detcore.models import build_model
@@ -119,9 +120,7 @@ def test_detections_do_not_depend_on_the_number_of_ranks(trained: Run, tmp_path:
     assert all(result["bbox"][2] > 0 and 0 < result["score"] < 1 for result in one)
 
 
-def test_boxes_on_pictures(
-    trained: Run, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_boxes_on_pictures(trained: Run, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     images = [str(path) for path in sorted((shapes / "val").iterdir())[:2]]
     assert infer([str(trained.folder), *images, "--out", str(out), "--score", "0.001"]) == 0
@@ -129,11 +128,49 @@ def test_boxes_on_pictures(
     assert [answer["image"] for answer in answers] == images
     assert answers[0]["detections"][0]["label"] in ("disc", "square", "triangle")
     assert sorted(path.name for path in out.glob("*.jpg")) == ["000001.jpg", "000002.jpg"]
+    for answer in answers:
+        before, after = (
+            np.asarray(read_image(Path(path))) for path in (answer["image"], out / answer["picture"])
+        )
+        x1, y1, x2, y2 = answer["detections"][0]["box"]
+        assert -1 <= x1 < x2 <= 65 and -1 <= y1 < y2 <= 65
+        assert before.shape == after.shape
+        moved = np.abs(before.astype(int) - after).max(axis=2)
+        assert (moved > 60).any() and (moved < 60).any(), "boxes are drawn into the image"
+
+
+def test_pictures_are_not_written_over_one_another(trained: Run, shapes: Path, tmp_path: Path) -> None:
+    image = (shapes / "val" / "000001.png").read_bytes()
+    (tmp_path / "b").mkdir()
+    mine = [tmp_path / "a.jpg", tmp_path / "a.png", tmp_path / "b" / "a.png"]
+    for path in mine:
+        path.write_bytes(image)
+    assert infer([str(trained.folder), *map(str, mine), "--out", str(tmp_path)]) == 0
+    assert [path.read_bytes() for path in mine] == [image] * 3
+    answers = json.loads((tmp_path / "detections.json").read_text())
+    assert [answer["picture"] for answer in answers] == ["a-2.jpg", "a-3.jpg", "a-4.jpg"]
+    assert all((tmp_path / answer["picture"]).is_file() for answer in answers)
+
+
+def test_bad_input_of_infer(
+    trained: Run, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, images = tmp_path / "out", [str(shapes / "val" / "000001.png")]
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(Path(images[0]).read_bytes()[:200])
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        (trained.folder / "recipe.yaml").read_text().replace("mid_channels: 16", "mid_channels: 8")
+    )
+    weights = next((trained.folder / "checkpoints").glob("step-*/model.pth"))
 
     for argv, words in [
         ([str(trained.folder), "none.png", "--out", str(out)], "none.png does not exist"),
         ([str(tmp_path / "nothing"), images[0], "--out", str(out)], "nothing does not exist"),
         ([images[0], images[0], "--out", str(out)], "name the recipe with --recipe"),
+        ([str(trained.folder), str(torn), "--out", str(out)], str(torn)),
+        ([str(trained.folder), images[0], "--out", f"{torn}/out"], "Not a directory"),
+        ([str(weights), images[0], "--out", str(out), "--recipe", str(other)], "does not fit the recipe"),
     ]:
         assert infer(argv) == 2
         assert words in capsys.readouterr().err
