@@ -11,7 +11,7 @@ from launcher.rundir import find_run
 
 
 def main(run: str) -> None:
-    console = Console(record=True, width=112, force_terminal=True, highlight=False)
+    console = Console(record=True, width=118, force_terminal=True, highlight=False)
     console.print("[bold]$ launch status[/]", show.table(status.listing()), sep="\n")
     console.print(f"\n[bold]$ launch status {run}[/]", show.run_view(find_run(run)), sep="\n")
     picture = console.export_svg(title="launch")

@@ -1,5 +1,6 @@
 """Training in real processes: stopped, killed, started again, and the same in the end."""
 
+import io
 import json
 import re
 import signal
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from tests.detcore.conftest import Run, assert_same
 
@@ -59,6 +62,49 @@ def test_stopped_twice_and_killed_once_ends_the_same(tiny: dict[str, Any], new_r
     assert_same(run.final(), undisturbed.final())
     assert run.metrics() == undisturbed.metrics()
     assert len(list((run.folder / "tensorboard").iterdir())) == 4, "an event file for each attempt"
+    for each in (undisturbed, run):
+        assert_board_shows(each)
+
+
+def assert_board_shows(run: Run) -> None:
+    """TensorBoard has what metrics.jsonl and timing.jsonl have, each step once, and pictures."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in run.metrics().splitlines()]
+    terms = {name: f"loss/{name}" for name in lines[0] if name.startswith("loss_") or name in ("cls", "box")}
+    assert len(terms) == 2, lines[0]
+    for name, tag in {"loss": "loss", "lr": "lr", "AP": "eval/AP", "AP50": "eval/AP50", **terms}.items():
+        shown = [(event.step, event.value) for event in board.Scalars(tag)]
+        assert shown == [(line["step"], pytest.approx(line[name])) for line in lines if name in line], tag
+    assert [event.step for event in board.Scalars("eval/AP")] == [9, 18, 24]
+    timing = [json.loads(line) for line in (run.folder / "timing.jsonl").read_text().splitlines()]
+    for name in ("images_per_s", "step_s", "data_s", "memory_mb"):
+        shown = [(event.step, event.value) for event in board.Scalars(f"speed/{name}")]
+        assert shown == [(line["step"], pytest.approx(line[name])) for line in timing], name
+        assert all(value >= 0 for _, value in shown)
+    for event in board.Images("detections/0"):
+        picture = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+        white = (np.asarray(picture) == 255).all(2).sum()
+        assert picture.size == (64, 64) and white >= 8, "the true boxes are drawn into it"
+
+
+def test_fp16_in_parts_with_sync_bn_comes_back_the_same(tiny: dict[str, Any], new_run: NewRun) -> None:
+    tiny["amp"] = "fp16"
+    tiny["model"]["norm"] = tiny["model"]["backbone"]["norm"] = "sync_bn"
+    tiny["data"]["workers"] = 0
+    tiny["schedule"] |= {"iterations": 8, "steps": [6], "accumulate": 2}
+    undisturbed = new_run("undisturbed", tiny).finish(ranks=2)
+    run = new_run("disturbed", tiny)
+    process = run.start(ranks=2)
+    run.wait(run.reached(3), process)
+    outcome = terminate(run, process)
+    assert outcome["saved"] and outcome["step"] < 8
+    assert run.final()["train.pth"]["scaler"]["_growth_tracker"] > 0
+    run.finish(ranks=2)
+    assert run.read("heartbeat.json")["resumed"] == outcome["step"]
+    assert_same(run.final(), undisturbed.final())
+    assert run.metrics() == undisturbed.metrics()
 
 
 def test_sigterm_at_every_place(tiny: dict[str, Any], new_run: NewRun) -> None:

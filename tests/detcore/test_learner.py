@@ -1,0 +1,70 @@
+"""One step of learning: parts of a batch, mixed precision, and what a checkpoint must hold of them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from detcore.config import Train
+from detcore.data.coco import read_coco
+from detcore.data.feed import Feed
+from detcore.distributed import World
+from detcore.learner import Learner, settle
+
+ALONE = World(0, 0, 1, torch.device("cpu"))
+
+
+def made(tiny: dict[str, Any], **schedule: Any) -> tuple[Learner, Feed]:
+    tiny["data"] |= {"workers": 0, "group_by_aspect": False}
+    tiny["schedule"] |= {"warmup": {"iterations": 0}} | schedule
+    cfg = Train.model_validate(tiny)
+    settle(cfg)
+    data = cfg.data
+    coco = read_coco(data.path(data.train.images), data.path(data.train.annotations), training=True)
+    return Learner(cfg, ALONE, pretrained=False), Feed(cfg, coco, ALONE, 0)
+
+
+def test_parts_add_up_to_the_mean_of_their_gradients(tiny: dict[str, Any]) -> None:
+    plain = {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0}
+    learner, feed = made(tiny, accumulate=2, optimizer=plain)
+    parts = list(feed.step(1))
+    assert [len(part.images) for part in parts] == [4, 4], "8 images in two parts"
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    terms = learner.step(1, parts)
+
+    again, _ = made(tiny, accumulate=2, optimizer=plain)
+    losses = [again.model(*part) for part in parts]
+    sum(sum(loss.values()) for loss in losses).backward()
+    mean = [sum(loss[name].detach() for loss in losses) / 2 for name in learner.terms]
+    torch.testing.assert_close(terms, torch.stack(mean))
+    for (name, p), other in zip(learner.model.named_parameters(), again.model.parameters(), strict=True):
+        if p.requires_grad:
+            torch.testing.assert_close(p.detach(), before[name] - 0.01 * other.grad / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_learns_and_its_scale_is_kept(amp: str, tiny: dict[str, Any]) -> None:
+    tiny["amp"] = amp
+    learner, feed = made(tiny)
+    for step in (1, 2):
+        assert learner.step(step, feed.step(step)).isfinite().all()
+    assert all(p.dtype == torch.float32 for p in learner.model.parameters())
+    state = learner.state_dict()
+    if amp == "bf16":
+        assert state["scaler"] == {}, "bf16 needs no scale"
+        return
+    assert state["scaler"]["_growth_tracker"] == 2
+    other, _ = made(tiny)
+    other.load_state_dict(state | {"scaler": state["scaler"] | {"scale": 17.0}})
+    assert other.scaler.get_scale() == 17.0
+
+
+def test_gradients_that_overflow_change_no_weight_and_lower_the_scale(tiny: dict[str, Any]) -> None:
+    tiny["amp"] = "fp16"
+    learner, feed = made(tiny)
+    scale = 2.0**120
+    learner.load_state_dict(learner.state_dict() | {"scaler": learner.scaler.state_dict() | {"scale": scale}})
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    learner.step(1, feed.step(1))
+    assert all(torch.equal(p, old) for p, old in zip(learner.model.parameters(), before, strict=True))
+    assert learner.scaler.get_scale() == scale / 2
