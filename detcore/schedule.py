@@ -39,7 +39,7 @@ def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
                 groups.setdefault((path.split(".")[0] == "backbone", norm), []).append(parameter)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [
             {
                 "params": parameters,
@@ -52,3 +52,8 @@ def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
         momentum=cfg.momentum,
         fused=True,  # one kernel, and with fp16 no host synchronisation
     )
+    if cfg.momentum:
+        # Its own buffers it leaves uninitialised where fp16 overflows in the first step, which fp16 does.
+        for parameter in (parameter for group in groups.values() for parameter in group):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -1,10 +1,9 @@
 """Convolution with its norm, the norms by name, and how pixels become a backbone's input."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,12 +28,34 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """Batch norm over all ranks. PyTorch's own on CUDA; on the CPU, which it refuses, sums by gloo."""
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all ranks, and that of its gradient on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over all ranks. PyTorch's own on CUDA; on the CPU, which it refuses, sums by gloo.
+
+    No subclass of PyTorch's: DistributedDataParallel refuses to train one on the CPU.
+    """
+
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda:
-            return super().forward(input)
+            return nn.SyncBatchNorm.forward(self, input)
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias,
@@ -43,7 +64,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         x = input.float()
         own_count = x.new_full((1,), x.numel() / x.shape[1])
         sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), own_count])
-        sums = torch.distributed.nn.all_reduce(sums)
+        sums = _Sum.apply(sums)
         count = sums[-1]
         mean, square = (sums[:-1] / count).chunk(2)
         var = (square - mean.square()).clamp(min=0)

@@ -86,20 +86,21 @@ def assert_board_shows(run: Run) -> None:
     for event in board.Images("detections/0"):
         picture = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
         white = (np.asarray(picture) == 255).all(2).sum()
-        assert picture.size == (64, 64) and white >= 8, "the true boxes are drawn into it"
+        assert max(picture.size) == 64 and white >= 8, "the true boxes are drawn into it"
 
 
 def test_fp16_in_parts_with_sync_bn_comes_back_the_same(tiny: dict[str, Any], new_run: NewRun) -> None:
     tiny["amp"] = "fp16"
     tiny["model"]["norm"] = tiny["model"]["backbone"]["norm"] = "sync_bn"
     tiny["data"]["workers"] = 0
-    tiny["schedule"] |= {"iterations": 8, "steps": [6], "accumulate": 2}
+    tiny["schedule"] |= {"iterations": 6, "steps": [5], "accumulate": 2}
+    tiny["evaluation"] = {"every": None}
     undisturbed = new_run("undisturbed", tiny).finish(ranks=2)
     run = new_run("disturbed", tiny)
     process = run.start(ranks=2)
     run.wait(run.reached(3), process)
     outcome = terminate(run, process)
-    assert outcome["saved"] and outcome["step"] < 8
+    assert outcome["saved"] and outcome["step"] < 6
     assert run.final()["train.pth"]["scaler"]["_growth_tracker"] > 0
     run.finish(ranks=2)
     assert run.read("heartbeat.json")["resumed"] == outcome["step"]
