@@ -93,14 +93,14 @@ def test_fp16_in_parts_with_sync_bn_comes_back_the_same(tiny: dict[str, Any], ne
     tiny["amp"] = "fp16"
     tiny["model"]["norm"] = tiny["model"]["backbone"]["norm"] = "sync_bn"
     tiny["data"]["workers"] = 0
-    tiny["schedule"] |= {"iterations": 6, "steps": [5], "accumulate": 2}
+    tiny["schedule"] |= {"iterations": 16, "steps": [10], "accumulate": 2}
     tiny["evaluation"] = {"every": None}
     undisturbed = new_run("undisturbed", tiny).finish(ranks=2)
     run = new_run("disturbed", tiny)
     process = run.start(ranks=2)
     run.wait(run.reached(3), process)
     outcome = terminate(run, process)
-    assert outcome["saved"] and outcome["step"] < 6
+    assert outcome["saved"] and outcome["step"] < 16
     assert run.final()["train.pth"]["scaler"]["_growth_tracker"] > 0
     run.finish(ranks=2)
     assert run.read("heartbeat.json")["resumed"] == outcome["step"]
