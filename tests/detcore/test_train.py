@@ -101,7 +101,7 @@ def test_fp16_in_parts_with_sync_bn_comes_back_the_same(tiny: dict[str, Any], ne
     run.wait(run.reached(3), process)
     outcome = terminate(run, process)
     assert outcome["saved"] and outcome["step"] < 16
-    assert run.final()["train.pth"]["scaler"]["_growth_tracker"] > 0
+    assert run.final()["train.pth"]["scaler"]["scale"] > 0
     run.finish(ranks=2)
     assert run.read("heartbeat.json")["resumed"] == outcome["step"]
     assert_same(run.final(), undisturbed.final())
