@@ -13,5 +13,8 @@ class Backend(Protocol):
     def start(self, run: RunDir, gpus: int | None) -> int | None:
         """Start the run. In the foreground: the supervisor's exit status, at the end. Else None, at once."""
 
+    def close(self, run: RunDir) -> None:
+        """Take away what is left to look at of a run that has ended."""
+
     def attach(self, run: RunDir) -> None:
         """Bring the caller's terminal to the run's window. Raises UserError if it has none."""

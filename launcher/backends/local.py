@@ -17,6 +17,9 @@ class Local:
         frozen = (read_json(run.run) or {}).get("env", {})
         return Guard(run, gpus, os.environ | frozen).run()
 
+    def close(self, run: RunDir) -> None:
+        """Nothing is left."""
+
     def attach(self, run: RunDir) -> None:
         raise UserError(
             f"run {run.id} has no window: it was started in the foreground of a terminal",

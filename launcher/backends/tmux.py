@@ -59,6 +59,11 @@ class Tmux:
         for gone in [*old, *filter(None, [first])]:
             tmux("kill-window", "-t", gone, check=False)
 
+    def close(self, run: RunDir) -> None:
+        if shutil.which("tmux"):
+            for window in _windows(run):
+                tmux("kill-window", "-t", window, check=False)
+
     def attach(self, run: RunDir) -> None:
         windows = _windows(run)
         if not windows:

@@ -10,6 +10,7 @@ from launcher.supervisor import lease
 
 def remove(run: RunDir, in_store: bool) -> None:
     """The store first, so that an interrupted removal can be run again. Raises UserError, StoreError."""
+    from launcher.backends import BACKENDS
     from launcher.supervisor import processes
 
     holder = lease.holder(run)
@@ -17,6 +18,7 @@ def remove(run: RunDir, in_store: bool) -> None:
         raise UserError(f"run {run.id} is running", f"launch stop {run.id}")
     if in_store:
         _remove_in_store(run)
+    BACKENDS[(read_json(run.run) or {}).get("backend", "local")].close(run)
     aside = run.path.with_name(f".{run.id}.removed")  # nobody sees half a run
     try:
         run.path.rename(aside)

@@ -1,5 +1,6 @@
 """`launch status` for people: tables on a given rich console."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,10 @@ def watch(console: Console, wanted: Callable[[], RenderableType], over: Callable
     """Draw anew every second until `over()` says that nothing will change any more, or Ctrl-C."""
     from rich.live import Live
 
-    with Live(wanted(), console=console, auto_refresh=False, screen=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(wanted(), console=console, auto_refresh=False, screen=False) as live,
+    ):
         while not over():
             time.sleep(1.0)
             live.update(wanted(), refresh=True)

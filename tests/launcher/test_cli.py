@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import launcher.recipe
 from launcher.rundir import RunDir, write_json
 
 LAUNCH = [sys.executable, "-m", "launcher.cli"]
@@ -268,6 +271,38 @@ def test_ambiguous_runs_are_named() -> None:
         write_json(folder / "run.json", {})
     done = launch("status", "toy")
     assert done.returncode == 2 and "toy-20260101-000000-0001" in done.stderr
+
+
+def test_watching_ends_with_the_run_or_with_ctrl_c() -> None:
+    folder = RunDir(Path(os.environ["LAUNCH_RUNS"]) / "toy-20260101-000000-0001")
+    folder.path.mkdir(parents=True)
+    write_json(folder.run, {"id": folder.id, "name": "toy", "created": time.time()})
+    argv = {name: [*LAUNCH, "status", *name, "--watch"] for name in [("toy",), ()]}
+    one, all_ = (subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for words in argv.values())
+    time.sleep(2.5)
+    assert one.poll() is None and all_.poll() is None
+    write_json(folder.final, {"schema": 1, "id": folder.id, "state": "finished", "step": 7, "of": 7})
+    assert one.wait(30) == 0 and "finished" in one.communicate()[0]
+    assert all_.poll() is None, "others may start"
+    all_.send_signal(signal.SIGINT)
+    assert "finished" in all_.communicate(timeout=30)[0] and all_.returncode == 0
+
+
+def test_a_log_that_is_not_there() -> None:
+    folder = RunDir(Path(os.environ["LAUNCH_RUNS"]) / "toy-20260101-000000-0001")
+    folder.path.mkdir(parents=True)
+    write_json(folder.run, {"id": folder.id})
+    write_json(folder.final, {"state": "failed"})
+    for argv in (["logs", "toy"], ["logs", "toy", "--rank", "7"], ["logs", "toy", "--rank", "7", "-f"]):
+        done = launch(*argv)
+        assert done.returncode == 2 and f"run {folder.id} has no log logs/" in done.stderr, done
+
+
+def test_the_schema_is_what_is_shipped_and_knows_every_section() -> None:
+    told = launch("schema")
+    shipped = Path(launcher.recipe.__file__).with_name("recipe.schema.json").read_text()
+    assert json.loads(told.stdout) == json.loads(shipped)
+    assert set(json.loads(shipped)["properties"]) == {*launcher.recipe.Recipe.model_fields, "extends"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,12 +1,16 @@
 """Runs in windows of a real tmux server, one of the test's own (LAUNCH_TMUX_SOCKET)."""
 
 import os
+import pty
+import select
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from launcher.backends import BACKENDS
+from launcher.cli.remove import remove
 from launcher.errors import UserError
 from launcher.recipe import load_frozen
 from launcher.supervisor import control
@@ -69,6 +73,8 @@ def test_window_of_a_failure_stays_and_shows_what_the_log_has(toy: Make) -> None
     assert [line.rstrip() for line in shown if line.strip()] == log, "and it scrolls back to the first line"
     assert "step 1" in log and "told to crash at step 140" in log[-1]
     assert run.final["state"] == "failed"
+    remove(run.run, in_store=False)
+    assert not windows() and not run.run.path.exists(), "a window stays no longer than its run"
 
 
 def test_stop_by_closing_the_window(toy: Make) -> None:
@@ -88,6 +94,28 @@ def test_attach_says_what_to_type(toy: Make, capsys: pytest.CaptureFixture[str])
     BACKENDS["tmux"].start(run.run, None)
     BACKENDS["tmux"].attach(run.run)
     assert f"tmux -L {os.environ['LAUNCH_TMUX_SOCKET']} attach-session -t =launch" in capsys.readouterr().out
+
+
+def test_attach_shows_the_window_in_a_terminal(toy: Make) -> None:
+    run = toy("--steps 100000", backend="tmux")
+    BACKENDS["tmux"].start(run.run, None)
+    run.at(2)
+    ours, theirs = pty.openpty()
+    environ = os.environ | {"TERM": "xterm"}
+    argv = [sys.executable, "-m", "launcher.cli", "attach", run.run.id]
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as attached:
+        os.close(theirs)
+        shown = b""
+        while (
+            b"step 2" not in shown or run.run.id[:20].encode() not in shown
+        ):
+            assert select.select([ours], [], [], 30)[0], shown
+            shown += os.read(ours, 65536)
+        assert tmux("list-clients", "-F", "#{session_name}") == "launch\n"
+        tmux("detach-client", "-s", "launch")
+        assert attached.wait(30) == 0
+    os.close(ours)
+    assert windows() == [run.run.id], "leaving it leaves the run alone"
 
 
 def test_no_tmux(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
