@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -321,6 +322,35 @@ def test_completion_offers_verbs_files_and_runs() -> None:
 
     assert "plain,status" in complete("sta") and "file," in complete("sta")
     assert "toy-20260101-000000-0001" in complete("logs", "to")
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_bash_completes_verbs_options_runs_and_files() -> None:
+    folder = Path(os.environ["LAUNCH_RUNS"]) / "toy-20260101-000000-0001"
+    folder.mkdir(parents=True)
+    write_json(folder / "run.json", {})
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def complete(*words: str) -> str:
+        typed = " ".join(["launch", *words])
+        script = 'eval "$(launch completion bash)"; compopt() { echo "files"; }; '
+        script += f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _launch_completion launch; "
+        done = subprocess.run(
+            ["bash", "-c", script + 'echo "${COMPREPLY[*]}"'],
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stderr == "", done.stderr
+        return " ".join(done.stdout.split())
+
+    assert complete("sta") == "files status", "a file may be called so, too"
+    assert complete("recipes/yolof") == "files"
+    assert complete("logs", "to") == "toy-20260101-000000-0001"
+    assert complete("logs", "la") == "last"
+    assert "--follow" in complete("logs", "--f") and "--backend" in complete("toy.yaml", "--b")
+    assert complete("resume", "x", "--backend", "t") == "tmux"
 
 
 def test_help_names_every_verb() -> None:

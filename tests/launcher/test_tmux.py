@@ -106,9 +106,7 @@ def test_attach_shows_the_window_in_a_terminal(toy: Make) -> None:
     with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as attached:
         os.close(theirs)
         shown = b""
-        while (
-            b"step 2" not in shown or run.run.id[:20].encode() not in shown
-        ):
+        while b"step 2" not in shown or run.run.id[:20].encode() not in shown:
             assert select.select([ours], [], [], 30)[0], shown
             shown += os.read(ours, 65536)
         assert tmux("list-clients", "-F", "#{session_name}") == "launch\n"
