@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.errors import LaunchError, UserError
+from launcher.errors import LaunchError, Taken, UserError
 
 if TYPE_CHECKING:
     from launcher.cli.submit import Plan
@@ -234,4 +234,7 @@ def _pull(url: str, accept: Callable[["RunDir"], object]) -> "RunDir":
     from launcher.rundir import runs_root
     from launcher.storage import StoreSettings
 
-    return pull_run(url, StoreSettings(), runs_root(), accept)
+    try:
+        return pull_run(url, StoreSettings(), runs_root(), accept)
+    except Taken as taken:
+        raise UserError(taken.message, taken.hint) from None

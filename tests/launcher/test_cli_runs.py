@@ -18,7 +18,9 @@ from tests.launcher.store_fixture import Weed, weed
 from tests.launcher.test_cli import LAUNCH, launch
 
 RECIPE = f"""\
-program: {{script: {TOY}, args: ["--steps", "160", "--every", "10", "--pace", "0.05"]}}
+program:
+  script: {TOY}
+  args: ["--steps", "160", "--every", "10", "--pace", "0.05", "--wait-at", "30"]
 resources: {{gpus: 2, device: cpu}}
 restart: {{backoff: 0.1s, grace: 20s}}
 mirror: {{every: 0.5s}}
@@ -65,6 +67,11 @@ def test_the_verbs_on_a_mirrored_run_in_a_window(
     wait("step 10", reached(10))
     assert launch("resume", "verbs").returncode == 2, "it is running already"
     assert launch("rm", "verbs").returncode == 2, "it is running"
+    wait("the store to know it", lambda: any(key.endswith("/owner.json") for key in bucket(server)))
+    elsewhere = {"LAUNCH_RUNS": str(tmp_path / "elsewhere")}
+    taken = launch("resume", str(rows()[0]["url"]), **elsewhere)
+    assert taken.returncode == 2 and "held" in taken.stderr, taken
+    assert not (tmp_path / "elsewhere").exists()
     assert "attach-session" in launch("attach", "verbs").stdout, "without a terminal it says what to type"
     told = launch("preempt", "verbs")
     assert told.returncode == 0 and "comes back by itself" in told.stdout, told
@@ -79,7 +86,6 @@ def test_the_verbs_on_a_mirrored_run_in_a_window(
         "status", "verbs"
     ).stdout.replace("\n", "")
 
-    elsewhere = {"LAUNCH_RUNS": str(tmp_path / "elsewhere")}
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     lacking = launch("resume", url, "--backend", "tmux", PATH="/nowhere", **elsewhere)
