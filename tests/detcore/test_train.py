@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -89,23 +90,20 @@ def assert_board_shows(run: Run) -> None:
         assert max(picture.size) == 64 and white >= 8, "the true boxes are drawn into it"
 
 
-def test_fp16_in_parts_with_sync_bn_comes_back_the_same(tiny: dict[str, Any], new_run: NewRun) -> None:
+def test_fp16_in_parts_with_sync_bn_goes_on_the_same(tiny: dict[str, Any], new_run: NewRun) -> None:
     tiny["amp"] = "fp16"
     tiny["model"]["norm"] = tiny["model"]["backbone"]["norm"] = "sync_bn"
     tiny["data"]["workers"] = 0
-    tiny["schedule"] |= {"iterations": 16, "steps": [10], "accumulate": 2}
+    tiny["schedule"] |= {"iterations": 6, "steps": [5], "accumulate": 2}
     tiny["evaluation"] = {"every": None}
-    undisturbed = new_run("undisturbed", tiny).finish(ranks=2)
-    run = new_run("disturbed", tiny)
-    process = run.start(ranks=2)
-    run.wait(run.reached(3), process)
-    outcome = terminate(run, process)
-    assert outcome["saved"] and outcome["step"] < 16
-    assert run.final()["train.pth"]["scaler"]["scale"] > 0
+    run = new_run("run", tiny, every="3it").finish(ranks=2)
+    final, metrics = run.final(), run.metrics()
+    assert final["train.pth"]["scaler"]["scale"] > 0
+    shutil.rmtree(run.folder / "checkpoints" / "step-00000006-fence-1")
     run.finish(ranks=2)
-    assert run.read("heartbeat.json")["resumed"] == outcome["step"]
-    assert_same(run.final(), undisturbed.final())
-    assert run.metrics() == undisturbed.metrics()
+    assert run.read("heartbeat.json")["resumed"] == 3
+    assert_same(run.final(), final)
+    assert run.metrics() == metrics
 
 
 def test_sigterm_at_every_place(tiny: dict[str, Any], new_run: NewRun) -> None:
