@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -51,15 +52,19 @@ def plan(
     A dry run only warns of what this machine or the store lacks."""
     document = resolve(path, overrides, flags)
     recipe = parse(document)
-    findings = program.check(recipe, document)
-    if findings.machine and not dry:
-        raise document.error(findings.machine)
-    warnings = [str(document.error([problem])) for problem in findings.machine]
-    backend = pick_backend(backend)
     key = recipe_key(path)
     run = RunDir(rundir.runs_root() / rundir.new_run_id(name or key.rpartition("/")[2]))
-    plan = Plan(recipe, path, run, backend, {}, warnings, findings.notes)
-    url = _here(plan, dry)
+    plan = Plan(recipe, path, run, pick_backend(backend), {})
+    with ThreadPoolExecutor(1) as pool:  # the program looks at its half while we look at ours
+        asked = pool.submit(program.check, recipe, document)
+        try:
+            url = _here(plan, dry)
+        finally:  # what is wrong with the recipe is said rather than what is wrong with the place
+            findings = asked.result()
+            if findings.machine and not dry:
+                raise document.error(findings.machine)
+    plan.warnings += [str(document.error([problem])) for problem in findings.machine]
+    plan.notes += findings.notes
     plan.record = _record(plan, key, url)
     return plan
 

@@ -6,6 +6,7 @@ who may publish is ownership.py's, the way back is restore.py's and pull.py's. C
 
 import contextlib
 import logging
+import os
 import secrets
 import threading
 import time
@@ -23,6 +24,7 @@ __all__ = ["Mirror", "pull_run"]
 
 log = logging.getLogger("launch.mirror")
 
+NICENESS = 10
 LONGEST_PAUSE = 30.0  # seconds between two tries while the store is away, unless `every` is longer
 SHORTEST_PAUSE = 1.0
 
@@ -107,6 +109,8 @@ class Mirror:
             self._owner.release()
 
     def _work(self) -> None:
+        # On Linux this is the thread's own, setpriority(2): training has the first claim on the cores.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         failures = 0
         while self.lost is None:
             with self._state:
