@@ -122,9 +122,16 @@ def candidates(folder: Path) -> Iterator[Checkpoint]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = NAME.fullmatch(path.name)
-        if match and (path / MANIFEST).is_file():
+        if match and _has_manifest(path):
             found.append(Checkpoint(int(match[2]), int(match[1]), path))
     yield from sorted(found, reverse=True)
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:
+        return True  # a disk that cannot even say so; `verify` tells of it
 
 
 def newest(folder: Path, say: Callable[[str], None], progress: Progress = lambda: None) -> Checkpoint | None:
@@ -150,13 +157,16 @@ def verify(checkpoint: Checkpoint, progress: Progress = lambda: None) -> str | N
         if name not in files:
             return f"its manifest does not know {name}"
         size, sha256 = files[name]
-        if Path(name).name != name or not (checkpoint.path / name).is_file():
-            return f"{name} is missing"
-        actual = (checkpoint.path / name).stat().st_size
-        if actual != size:
-            return f"{name} has {actual} bytes, its manifest says {size}"
-        if _hash(checkpoint.path / name, progress) != sha256:
-            return f"{name} does not have the hash that its manifest says"
+        try:
+            if Path(name).name != name or not (checkpoint.path / name).is_file():
+                return f"{name} is missing"
+            actual = (checkpoint.path / name).stat().st_size
+            if actual != size:
+                return f"{name} has {actual} bytes, its manifest says {size}"
+            if _hash(checkpoint.path / name, progress) != sha256:
+                return f"{name} does not have the hash that its manifest says"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 

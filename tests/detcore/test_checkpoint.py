@@ -72,6 +72,19 @@ def test_damaged_ones_are_passed_over_and_said(damage: str, tmp_path: Path, said
     assert found and found.step == 2
 
 
+def test_one_that_the_disk_cannot_read_is_passed_over_and_said(tmp_path: Path, said: list[str]) -> None:
+    put(tmp_path, 1)
+    bad = put(tmp_path, 2)
+    manifest = json.loads((bad / "manifest.json").read_text())
+    manifest["files"]["train.pth"]["size"] = 0
+    (bad / "manifest.json").write_text(json.dumps(manifest))
+    (bad / "train.pth").unlink()
+    (bad / "train.pth").symlink_to("/proc/self/mem")  # a file of no bytes whose first read is an EIO
+    found = newest(tmp_path / "checkpoints", said.append)
+    assert found and found.step == 1
+    assert said == [f"checkpoint {bad.name} is passed over: train.pth cannot be read (Input/output error)"]
+
+
 def test_old_ones_go_and_leftovers_are_swept(tmp_path: Path, said: list[str]) -> None:
     for step in range(1, 6):
         put(tmp_path, step, keep=2)
