@@ -89,7 +89,7 @@ def test_store_dies_and_the_disk_is_lost(data: Path, store: Weed, undisturbed: P
     jobs.launch(
         "preempt", run.name, env=env
     )  # saved, and nowhere to send it; the next attempt starts all the same
-    jobs.wait("status to tell", lambda: "away" in jobs.launch("status", run.name, env=env).stdout)
+    jobs.wait("status to tell", lambda: "does not answer" in jobs.launch("status", run.name, env=env).stdout)
     store.start()
     jobs.wait("the mirror to catch up", lambda: not jobs.read(run / "synced.json").get("away_since"))
     jobs.launch("stop", run.name, env=env, check=False)

@@ -27,7 +27,6 @@ def main() -> int:
     began = time.monotonic()
     os.chdir(ROOT)
     DEMO.mkdir(exist_ok=True)
-    # A stale server of an interrupted demo would keep the port.
     store = start_store()
     try:
         os.environ.update(read_exports(DEMO / "store/env.sh"))

@@ -2,7 +2,7 @@
 
 import shutil
 
-from launcher.errors import UserError
+from launcher.errors import Taken, UserError
 from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
 from launcher.supervisor import lease
@@ -28,6 +28,7 @@ def remove(run: RunDir, in_store: bool) -> None:
 
 
 def _remove_in_store(run: RunDir) -> None:
+    from launcher.mirror.ownership import read_owner, watch
     from launcher.storage import StoreSettings, reach
 
     url = (read_json(run.run) or {}).get("url")
@@ -35,6 +36,13 @@ def _remove_in_store(run: RunDir) -> None:
         raise UserError(f"run {run.id} was not mirrored: there is no store to delete it in")
     settings = load_frozen(run.recipe).storage
     store = reach(url, StoreSettings(settings.endpoint, settings.region, settings.profile))
+    owner = read_owner(store)
+    ours = (read_json(run.synced) or {}).get("token")  # nobody here holds the run any more
+    if owner and owner[0].get("token") != ours:
+        try:
+            watch(store, owner[0])  # it may have moved to another machine
+        except Taken as taken:
+            raise UserError(taken.message, "launch stop, there") from None
     # A manifest says that all of its checkpoint is there: so it goes first.
     keys = sorted((entry.key for entry in store.list()), key=lambda key: not key.endswith("/manifest.json"))
     for key in keys:

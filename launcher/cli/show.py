@@ -127,9 +127,7 @@ def _durable(row: Row) -> Text:
     step = durable["step"]
     held = "nothing yet" if step is None else f"step {step}"
     if durable["away_since"]:
-        return Text(f"{held}; store away {_ago(durable['away_since'])}", style="bold red")
-    if durable["error"]:
-        return Text(f"{held}; {durable['error']}", style="bold red")
+        return Text(f"{held}; behind {_ago(durable['away_since'])}: {durable['error']}", style="bold red")
     return Text(held, style="green" if step is not None and step == row["step"] else "")
 
 

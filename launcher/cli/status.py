@@ -143,7 +143,7 @@ def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple
         return state, reason if between else None, holder.host
     # Nobody holds it. Between two supervisors its guard lives; right after the start, it is on its way.
     on_its_way = not starts and holder is None and 0 <= time.time() - (about.get("created") or 0.0) < YOUNG
-    if on_its_way or processes.of_run(run.path):
+    if on_its_way or processes.keepers(run.path):
         return ("coming back" if starts else "starting"), reason, None
     return "lost", f"nobody runs it; launch resume {run.id}", None
 

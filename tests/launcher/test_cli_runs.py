@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.mirror.ownership import Ownership, Pulse
 from tests.launcher.conftest import TOY, wait
 from tests.launcher.store_fixture import Weed, weed
 from tests.launcher.test_cli import LAUNCH, launch
@@ -103,6 +104,14 @@ def test_the_verbs_on_a_mirrored_run_in_a_window(
     assert row["state"] == "finished" and row["step"] == 160
     record = json.loads((tmp_path / "elsewhere" / str(row["id"]) / "run.json").read_text())
     assert (record["workdir"], record["backend"]) == (str(Path.cwd()), "local")
+    other = Ownership(server.store(url.removeprefix("s3://runs/")))
+    other.claim("another machine's", 99)
+    pulse = Pulse(other)
+    pulse.start()
+    refused = launch("rm", "verbs", "--store")
+    assert refused.returncode == 2 and "is held by attempt 99" in refused.stderr, refused
+    pulse.stop()
+    other.release()
     assert launch("rm", "verbs", "--store", **elsewhere).returncode == 0
     assert not [key for key in bucket(server) if str(row["id"]) in key]
 

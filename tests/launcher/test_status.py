@@ -110,9 +110,9 @@ def test_nobody_runs_it(runs: Path) -> None:
 def test_what_is_durable_and_since_when_it_is_not(runs: Path) -> None:
     run = make_run(runs, url="s3://b/x")
     hold(run)
-    write_json(run.synced, {"step": 7, "behind": 3, "away_since": time.time() - 125, "error": None})
+    write_json(run.synced, {"step": 7, "behind": 3, "away_since": time.time() - 125, "error": "it is gone"})
     assert status.row(run)["durable"]["step"] == 7
-    assert "step 7; store away for 2m0" in shown()
+    assert "step 7; behind for 2m0" in shown() and "it is gone" in shown()
 
 
 def test_all_that_runs_and_the_last_twenty(runs: Path) -> None:
