@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detcore.errors import InputError
+from detcore.errors import WRONG_PATH, InputError
 
 LISTS = ("categories", "images", "annotations")
 
@@ -36,10 +36,10 @@ class Annotations(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The whole file, checked for the three lists that every COCO file has. Raises InputError."""
+    """The whole file, checked for the three lists that every COCO file has. Raises InputError, or the disk's OSError."""
     try:
         content = json.loads(path.read_bytes())
-    except OSError as error:
+    except WRONG_PATH as error:
         raise InputError(f"annotation file {path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a COCO annotation file: it is not JSON ({error})") from None

@@ -92,7 +92,7 @@ def _data_set(train: Train, split: str) -> tuple[list[Problem], int]:
         return machine("annotations", f"the annotation file {annotations} does not exist")
     try:
         classes, files = _look_into(annotations)
-    except InputError as error:
+    except (InputError, OSError) as error:
         return machine("annotations", str(error))
     if classes != train.model.num_classes:
         have = f"{annotations} has {classes} categories"

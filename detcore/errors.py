@@ -18,3 +18,7 @@ class InputError(DetcoreError):
 
 class TrainingError(DetcoreError):
     pass
+
+
+WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What opening a file raises if its path is wrong; any other OSError may have passed at the next attempt."""

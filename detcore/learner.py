@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detcore.config import Train
 from detcore.data.feed import Inputs
@@ -23,6 +23,20 @@ def settle(cfg: Train) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not cfg.deterministic
+
+
+def fit(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raises ValueError if `weights` are another model's.
+
+    load_state_dict says so in a RuntimeError, which is also what a GPU that fails or is full looks like.
+    """
+    own = model.state_dict()
+    if alone := sorted(own.keys() ^ weights.keys()):
+        raise ValueError(f"{alone[0]} is in {'the model' if alone[0] in own else 'the checkpoint'} only")
+    for name, value in own.items():
+        if value.shape != weights[name].shape:
+            shapes = f"{list(weights[name].shape)} in the checkpoint, {list(value.shape)} in the model"
+            raise ValueError(f"{name} is {shapes}")
 
 
 class Learner:
@@ -77,5 +91,8 @@ class Learner:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises KeyError or ValueError if it is another recipe's."""
+        if self.scaler.is_enabled() and not state["scaler"]:
+            raise ValueError("it was not trained with amp: fp16")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from detcore.config import Section, Train
-from detcore.errors import InputError
+from detcore.errors import WRONG_PATH, InputError
 
 SENTENCES = {
     "missing": "is missing",
@@ -48,7 +48,7 @@ def read_recipe(path: Path) -> Train:
     """The `train` section of a frozen recipe. Raises InputError with a line for each mistake."""
     try:
         document = yaml.load(path.read_text(), RecipeLoader)
-    except OSError as error:
+    except WRONG_PATH as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None

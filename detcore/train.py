@@ -24,7 +24,7 @@ from detcore.data.feed import Feed
 from detcore.distributed import Heard, Murmur, World
 from detcore.errors import DetcoreError, InputError, TrainingError
 from detcore.evaluate import evaluate
-from detcore.learner import Learner, settle
+from detcore.learner import Learner, fit, settle
 from detcore.recipe import read_recipe
 from detcore.recorder import Recorder
 from detcore.rundir import Heartbeat, RunDir, write_outcome, write_whole
@@ -168,13 +168,14 @@ class Trainer:
         return own | self.learner.state_dict() | {"mean": self.recorder.mean.state_dict()}
 
     def restore(self, found: Checkpoint) -> None:
+        weights, state = found.model(), found.training()
         try:
-            self.learner.model.load_state_dict(found.model())
-            state = found.training()
+            fit(self.learner.model, weights)
+            self.learner.model.load_state_dict(weights)
             self.learner.load_state_dict(state)
             self.recorder.mean.load_state_dict(state["mean"])
             self.evaluated = int(state["evaluated"])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (KeyError, ValueError) as error:  # not a RuntimeError: a full GPU would be the recipe's fault
             reason = str(error).splitlines()[0]
             raise InputError(f"checkpoint {found.path} does not fit this recipe: {reason}") from None
         self.recorder.say(f"resumed at step {self.step} from {found.path.name}")

@@ -81,6 +81,16 @@ def test_malformed_files_are_named(changes: dict[str, Any], words: str, tmp_path
     assert str(path) in str(error.value)
 
 
+def test_a_path_is_wrong_input_and_a_disk_that_fails_is_not(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for wrong in (tmp_path / "none", tmp_path, tmp_path / "file/in"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_coco(tmp_path, wrong, training=True)
+    (tmp_path / "mem").symlink_to("/proc/self/mem")  # its first read is an EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        read_coco(tmp_path, tmp_path / "mem", training=True)
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 def test_every_epoch_is_seen_whole(grouped: bool) -> None:
     wide = np.arange(50) % 3 == 0

@@ -1,5 +1,7 @@
 """One step of learning: parts of a batch, mixed precision, and what a checkpoint must hold of them."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from detcore.config import Train
 from detcore.data.coco import read_coco
 from detcore.data.feed import Feed
 from detcore.distributed import World
+from detcore.errors import InputError
 from detcore.learner import Learner, settle
+from detcore.train import Trainer
 
 ALONE = World(0, 0, 1, torch.device("cpu"))
 
@@ -81,3 +85,42 @@ def test_a_first_step_that_overflows_changes_nothing_but_the_scale(tiny: dict[st
         each.step(2, next_part)
     for p, q in zip(learner.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "expected"),
+    [
+        ("name", (InputError, "does not fit this recipe: more is in the checkpoint only")),
+        ("shape", (InputError, r"does not fit this recipe: .* is \[1\] in the checkpoint")),
+        ("amp", (InputError, "not trained with amp: fp16")),
+        ("state", (InputError, "does not fit this recipe: 'optimizer'")),
+        ("memory", (torch.OutOfMemoryError, "CUDA out of memory")),
+    ],
+)
+def test_only_another_recipes_checkpoint_is_wrong_input(
+    trouble: str,
+    expected: tuple[type[Exception], str],
+    tiny: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU that is full or fails raises the RuntimeError that a misfit raises, and may have passed later."""
+    tiny["amp"] = "fp16" if trouble == "amp" else "none"
+    learner, _ = made(tiny)
+    weights = learner.model.state_dict()
+    state = {"optimizer": learner.optimizer.state_dict(), "scaler": {}}
+    if trouble == "name":
+        weights["more"] = torch.zeros(1)
+    elif trouble == "shape":
+        weights[next(iter(weights))] = torch.zeros(1)
+    elif trouble == "state":
+        del state["optimizer"]
+    elif trouble == "memory":
+
+        def full(state: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(learner.model, "load_state_dict", full)
+    found: Any = SimpleNamespace(path=Path("step-1"), model=lambda: weights, training=lambda: state)
+    trainer: Any = SimpleNamespace(learner=learner)
+    with pytest.raises(expected[0], match=expected[1]):
+        Trainer.restore(trainer, found)
