@@ -5,13 +5,12 @@ python -m detcore.data.shapes DIR [--train N] [--val N] [--size S] [--seed K]
 
 import argparse
 import json
-import shutil
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from detcore.data.newfolder import new_folder
 
 # Ids with a gap, as real ones have. A class has a typical colour, so that minutes on a CPU teach something.
 CATEGORIES = [(1, "disc", (200, 70, 70)), (3, "square", (70, 190, 80)), (4, "triangle", (80, 90, 210))]
@@ -75,18 +74,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="longest side in pixels (128)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.dir.exists():
-        sys.exit(f"error: {args.dir} exists already; remove it or name another folder")
-    args.dir.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{args.dir.name}.tmp-", dir=args.dir.parent))
-    try:
+    with new_folder(args.dir) as folder:
         for name, count in (("train", args.train), ("val", args.val)):
-            write_split(aside, name, count, args.size, args.seed)
-        aside.chmod(0o755)
-        aside.rename(args.dir)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+            write_split(folder, name, count, args.size, args.seed)
     print(f"{args.dir}: {args.train} images to train on, {args.val} to evaluate on, {args.size} pixels")
 
 
