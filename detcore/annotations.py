@@ -36,7 +36,10 @@ class Annotations(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The whole file, checked for the three lists that every COCO file has. Raises InputError, or the disk's OSError."""
+    """The whole file, checked for the three lists that every COCO file has.
+
+    Raises InputError; OSError if the disk is to blame and not the path.
+    """
     try:
         content = json.loads(path.read_bytes())
     except WRONG_PATH as error:

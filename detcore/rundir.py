@@ -121,7 +121,8 @@ class Heartbeat:
             "phase": "starting",
             "counter": 0,
         }
-        self.content |= {"step": 0, "of": 0, "loss": None, "eta": None, "resumed": 0, "limit": None}
+        # Where the attempt begins is known once a checkpoint is verified: a 0 would mean that all is lost.
+        self.content |= dict.fromkeys(("step", "of", "loss", "eta", "resumed", "limit"))
         self._written = float("-inf")
 
     def enter(self, phase: str, limit: float | None = None, **news: Any) -> None:

@@ -84,7 +84,7 @@ def at_step(run: Path, step: int, after_attempt: int = 0) -> Callable[[], bool]:
 
     def reached() -> bool:
         beat = read(run / "heartbeat.json")
-        return bool(beat) and beat["fence"] > after_attempt and beat["step"] >= step  # type: ignore[operator]
+        return bool(beat) and beat["fence"] > after_attempt and (beat["step"] or 0) >= step  # type: ignore[operator]
 
     return reached
 

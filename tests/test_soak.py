@@ -111,7 +111,7 @@ def disturb(run: Path, store: Weed) -> Iterable[str]:
         time.sleep(0.1)
     for _ in range(EVENTS):
         attempt, step = (jobs.read(run / "heartbeat.json")[key] for key in ("fence", "step"))
-        target = step + random.randint(1, 2 * EVERY)  # type: ignore[operator]
+        target = (step or 0) + random.randint(1, 2 * EVERY)  # type: ignore[operator]
         jobs.wait(f"step {target} after attempt {attempt}", jobs.at_step(run, target), 300)
         event = random.choice(CHAOS)
         with contextlib.suppress(*GONE):  # it hit a moment between two attempts

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detcore.checkpoint import newest, save, sweep
-from detcore.rundir import RunDir
+from detcore.rundir import Heartbeat, RunDir
 
 STATE = {"step": 1}
 MODEL = {"weight": torch.arange(1000.0)}
@@ -129,3 +129,13 @@ def test_fence_without_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert RunDir.of_attempt(tmp_path).fence == 1
     put(tmp_path, 3, fence=6)
     assert RunDir.of_attempt(tmp_path).fence == 7
+
+
+def test_no_step_is_claimed_before_it_is_known(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(RunDir(tmp_path, fence=2), active=True)
+    heartbeat.enter("starting", of=40)
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["fence"], beat["of"], beat["step"], beat["resumed"]) == (2, 40, None, None)
+    heartbeat.enter("starting", step=30, resumed=30)
+    beat = json.loads((tmp_path / "heartbeat.json").read_text())
+    assert (beat["of"], beat["step"], beat["resumed"]) == (40, 30, 30)
