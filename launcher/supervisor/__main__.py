@@ -22,7 +22,11 @@ def main() -> int:
     try:
         return Supervisor(run, args.gpus).run()
     except LaunchError as error:
-        print(f"launch: {error.message}. {error.hint}".rstrip(". ") + ".", file=sys.stderr)
+        words = f"{error.message}. {error.hint}".rstrip(". ") + "."
+        if run.run.exists():
+            Console(run.run_log).say(words)
+        else:  # no run, so nothing is to be written there
+            print(f"launch: {words}", file=sys.stderr)
         return error.exit_status
     except Exception:
         Console(run.run_log).pour(traceback.format_exc().encode())

@@ -20,6 +20,7 @@ FLUSH = 600.0  # seconds for the last files to reach a store that answers,
 FLUSH_AWAY = 30.0  # and one that does not
 LAST_WORDS = 10.0  # and for final.json after them
 POLL = 0.1
+NOT_ALL = "not all of the run is in the store; `launch resume` here would send the rest"
 
 
 class Durable:
@@ -33,17 +34,10 @@ class Durable:
         say: Callable[[str], None],
         tick: Callable[[], None],
     ) -> None:
-        self._run, self._say, self._tick = run, say, tick
-        self._restored = self._started = False
+        self._run, self._recipe, self._say, self._tick = run, recipe, say, tick
+        self._url: str | None = record.get("url")
+        self._asked = self._restored = self._started = False
         self._mirror: Mirror | None = None
-        url = record.get("url")
-        if url:
-            from launcher import mirror
-            from launcher.storage import StoreSettings, open_store
-
-            storage = recipe.storage
-            store = open_store(url, StoreSettings(storage.endpoint, storage.region, storage.profile))
-            self._mirror = mirror.Mirror(run, store, recipe.mirror.every, recipe.checkpoint.keep)
 
     @property
     def lost(self) -> str | None:
@@ -54,11 +48,11 @@ class Durable:
 
         Raises Taken. The first time the store answers, what the folder lacks is brought from it.
         """
-        mirror = self._mirror
-        if mirror is None:
+        if not self._url:
             return at_least
-        fence = at_least
+        fence, self._asked = at_least, True
         try:
+            mirror = self._opened(self._url)
             claimed = self._meanwhile(lambda: mirror.claim(token, at_least), give_up)
             if claimed is None:
                 return None
@@ -68,19 +62,23 @@ class Durable:
                 self._restored = True
         except StoreError as error:
             self._say(f"going on without the store: {error.message}")
-        if not self._started:
-            mirror.start()
-            self._started = True
+        self._start()
         return None if give_up() else fence
 
     def flush(self) -> None:
         """Send what is not in the store yet, and say so if that cannot be done."""
-        mirror = self._mirror
-        if mirror is None or mirror.lost:
+        if not self._url or self.lost:
             return
-        if not self._started:
-            mirror.start()
-            self._started = True
+        try:
+            # one that could not be opened for the attempts has not asked whether they may be published
+            mirror = self._mirror if self._asked else self._opened(self._url)
+        except StoreError as error:
+            mirror = None
+            self._say(f"going on without the store: {error.message}")
+        if mirror is None:
+            self._say(NOT_ALL)
+            return
+        self._start()
         began = time.monotonic()
 
         def hopeless() -> bool:
@@ -88,7 +86,7 @@ class Durable:
             return bool(away) and time.monotonic() - began > FLUSH_AWAY
 
         if not self._meanwhile(lambda: mirror.flush(FLUSH), hopeless):
-            self._say("not all of the run is in the store; `launch resume` here would send the rest")
+            self._say(NOT_ALL)
 
     def close(self) -> None:
         """Send the last words and let go of the run in the store."""
@@ -99,6 +97,22 @@ class Durable:
             self._meanwhile(lambda: mirror.stop(0.0 if mirror.lost else LAST_WORDS), lambda: False)
         if not mirror.lost:
             self._meanwhile(mirror.release, lambda: False)
+
+    def _opened(self, url: str) -> "Mirror":
+        """The mirror. Raises StoreError: a profile may be gone, a file of credentials torn."""
+        if self._mirror is None:
+            from launcher import mirror
+            from launcher.storage import StoreSettings, open_store
+
+            storage, every = self._recipe.storage, self._recipe.mirror.every
+            store = open_store(url, StoreSettings(storage.endpoint, storage.region, storage.profile))
+            self._mirror = mirror.Mirror(self._run, store, every, self._recipe.checkpoint.keep)
+        return self._mirror
+
+    def _start(self) -> None:
+        if self._mirror and not self._started:
+            self._mirror.start()
+            self._started = True
 
     def _meanwhile(self, call: Callable[[], T], give_up: Callable[[], object]) -> T | None:
         """The result of `call`, done in a thread while the lease moves on; None if `give_up()` came true."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from launcher.checkpoints import Mark, checkpoints
 from launcher.errors import LaunchError
@@ -56,6 +57,7 @@ class Guard:
         self._console = Console(run.run_log)
         self._signals: list[int] = []
         self._stop = False
+        self._old: dict[str, Any] | None = None  # the final.json that the supervisor found: an earlier end
 
     def run(self) -> int:
         deaths, newest = 0, self._newest()
@@ -80,6 +82,7 @@ class Guard:
 
     def _supervisor(self) -> int:
         """Run one; its exit status, negative for a signal."""
+        self._old = read_json(self._run.final)
         # A process group of its own: a Ctrl-C reaches the supervisor once, through us.
         child = subprocess.Popen(self._argv, env=self._environ, stdin=subprocess.DEVNULL, process_group=0)
         if self._stop:
@@ -101,7 +104,8 @@ class Guard:
     def _known(self, status: int) -> int | None:
         """The exit status that is the run's end; None if the supervisor died before that."""
         final = read_json(self._run.final)
-        if final and final.get("state") in restart.STATUS:
+        new = final != self._old or (final or {}).get("state") == "finished"  # that is nobody's to resume
+        if final and new and final.get("state") in restart.STATUS:
             return restart.STATUS[final["state"]]  # it may have been killed just after
         wrong_input = 2
         return status if status in (wrong_input, restart.TAKEN) else None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from launcher.cli import status
-from launcher.rundir import read_json
+from launcher.rundir import read_json, write_json
 from launcher.supervisor import control, guard, lease, processes, restart
 from tests.launcher.conftest import Toy, in_sessions, sessions, wait
 
@@ -74,6 +74,29 @@ def test_folder_that_cannot_be_written_is_told_in_a_sentence(toy: Make) -> None:
     run.run.lease.mkdir()  # even root cannot rename a file over a folder
     assert run.start().end() == 2
     assert f"{run.run.path} cannot be written" in run.window and "Traceback" not in run.window
+
+
+def test_resume_whose_store_cannot_be_opened_goes_on_and_says_so(toy: Make) -> None:
+    run = toy("--steps 4", url="s3://runs/somebody/toy/run")
+    record = read_json(run.run.run) or {}
+    gone = {"AWS_PROFILE": "gone", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+    write_json(run.run.run, record | {"env": record["env"] | gone})
+    write_json(run.run.final, {"schema": 1, "state": "stopped"})
+    assert run.start().end() == 0
+    assert run.final["state"] == "finished" and run.states == ["finished"]
+    log = run.run.run_log.read_text()
+    assert "going on without the store: " in log and "gone" in log and "not all of the run is in" in log
+
+
+def test_end_of_an_earlier_supervisor_is_not_taken_for_that_of_this_one(
+    toy: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "DEATHS", 1)
+    run = toy("--steps 4")
+    write_json(run.run.final, {"schema": 1, "state": "stopped"})
+    run.run.recipe.write_text("program: {nonsense: 1}")
+    assert guard.Guard(run.run, None, os.environ).run() == 2
+    assert "nonsense" in run.run.run_log.read_text(), "and what is wrong is in the log"
 
 
 def test_window_gone_is_a_stop(toy: Make) -> None:
