@@ -141,3 +141,10 @@ class Heartbeat:
         with suppress(OSError):  # a full disk is told about where it matters, at the next checkpoint
             # not fsynced: it would hold up the step, and after a power cut nobody asks
             write_json(self.run.heartbeat, self.content, durable=False)
+
+
+def first_beat() -> None:
+    """A launcher's watch begins here, before this process knows of the others."""
+    folder = os.environ.get("LAUNCH_RUN_DIR")
+    if folder and os.environ.get("RANK", "0") == "0":
+        Heartbeat(RunDir.of_attempt(Path(folder)), active=True).enter("starting")

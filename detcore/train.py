@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from detcore import stop
+from detcore.rundir import Heartbeat, RunDir, first_beat, write_outcome, write_whole
 
 if __name__ == "__main__":
     stop.install()  # before the second that importing torch takes
+    first_beat()  # importing, CUDA and the other ranks can hang, too
 
 from detcore.checkpoint import Checkpoint
 from detcore.config import Train
@@ -27,7 +29,6 @@ from detcore.evaluate import evaluate
 from detcore.learner import Learner, fit, settle
 from detcore.recipe import read_recipe
 from detcore.recorder import Recorder
-from detcore.rundir import Heartbeat, RunDir, write_outcome, write_whole
 from detcore.saving import Saver, find
 from detcore.weights import WeightsError
 

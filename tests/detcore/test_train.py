@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -138,6 +139,32 @@ def test_sigterm_at_every_place(tiny: dict[str, Any], new_run: NewRun) -> None:
     assert run.read("outcome.json")["metrics"] == undisturbed.read("outcome.json")["metrics"]
     assert_same(run.final(), undisturbed.final())
     assert run.metrics() == undisturbed.metrics()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hang_before_the_ranks_have_met_is_seen(
+    rank: int, tiny: dict[str, Any], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other rank never comes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    own = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    run = new_run("alone", tiny)
+    process = run.start(ranks=1)
+    try:
+        if rank == 0:
+            run.wait(run.phase("starting"), process)
+            beat = run.read("heartbeat.json")
+            assert (beat["fence"], beat["step"], beat["resumed"]) == (1, None, None)
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=4)
+            assert not run.read("heartbeat.json"), "rank 0 alone writes"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_no_checkpoint_can_be_written(tiny: dict[str, Any], new_run: NewRun) -> None:
