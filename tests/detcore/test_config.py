@@ -42,6 +42,8 @@ def test_shipped_recipes_have_no_mistake(recipe: Path) -> None:
     content = merged(recipe)
     answer = check({"train": content["train"], "resources": content["resources"]})
     assert [problem for problem in answer["problems"] if problem["kind"] == "recipe"] == []
+    own = {"DETCORE_DATA", "DETCORE_CACHE"}
+    assert own <= {*content["env"]["keep"]}, "a run in a window of its own finds data and weights"
 
 
 def test_the_published_recipe_is_exact() -> None:
