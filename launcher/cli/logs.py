@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from launcher.cli.status import row
 from launcher.errors import UserError
-from launcher.rundir import RunDir, read_jsonl
+from launcher.rundir import RunDir, read_json, read_jsonl
+from launcher.supervisor import processes
 
 POLL = 0.3  # seconds between looks at a growing file
 TAIL = 4096  # bytes of what was said before that a follower begins with
 CHUNK = 1 << 16
+COMING_UP = 10.0  # seconds in which the processes of a window are there
 
 
 def show(run: RunDir, out: BinaryIO, rank: int | None = None) -> None:
@@ -23,14 +26,14 @@ def show(run: RunDir, out: BinaryIO, rank: int | None = None) -> None:
         raise UserError(f"run {run.id} has no log {path.relative_to(run.path)}: {error.strerror}") from None
 
 
-def follow(run: RunDir, out: BinaryIO, over: Callable[[], bool], rank: int | None = None) -> None:
-    """Copy what is added, until `over()` and nothing more comes. Goes on to the log of the next attempt.
+def follow(run: RunDir, out: BinaryIO, ended: Callable[[], bool], rank: int | None = None) -> None:
+    """Copy what is added, until `ended()` and nothing more comes. Goes on to the log of the next attempt.
 
     UserError if the run is over and there is no such log."""
     path = _log(run, rank)
     offset = _tail(path)
     while True:
-        last_round = over()  # asked first: what was written before it was true is still copied
+        last_round = ended()  # asked first: what was written before it was true is still copied
         copied = _copy_from(path, offset, out)
         offset += copied
         newer = path if copied else _log(run, rank)
@@ -42,6 +45,28 @@ def follow(run: RunDir, out: BinaryIO, over: Callable[[], bool], rank: int | Non
                     raise UserError(f"run {run.id} has no log {path.relative_to(run.path)}")
                 return
             time.sleep(POLL)
+
+
+def over(run: RunDir) -> bool:
+    """Whether nothing more will be said."""
+    return row(run)["state"] in ("finished", "stopped", "failed", "lost")
+
+
+class Over:
+    """`over` of a run that is about to be started: how its last life ended is not the end of this one."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run, self._old, self._alive = run, read_json(run.final), time.monotonic()
+
+    def __call__(self) -> bool:
+        if not over(self._run):
+            return False
+        final = read_json(self._run.final)
+        if final is not None and final != self._old:
+            return True
+        if processes.keepers(self._run.path):
+            self._alive = time.monotonic()
+        return time.monotonic() - self._alive > COMING_UP
 
 
 def _log(run: RunDir, rank: int | None) -> Path:

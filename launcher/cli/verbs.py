@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from launcher.cli.submit import Plan
     from launcher.rundir import RunDir
 
-ENDED = ("finished", "stopped", "failed")
-
 
 def run(
     recipe: Path,
@@ -58,7 +56,7 @@ def run(
 
 
 def status(spec: str | None, as_json: bool, watch: bool, everything: bool) -> int:
-    from launcher.cli import status
+    from launcher.cli import logs, status
     from launcher.rundir import find_run
 
     run = find_run(spec) if spec else None
@@ -76,7 +74,7 @@ def status(spec: str | None, as_json: bool, watch: bool, everything: bool) -> in
     piped = None if sys.stdout.isatty() else 200  # a line per run, for grep
     console = Console(highlight=False, width=piped)
     if watch:
-        show.watch(console, view, lambda: run is not None and _over(run))
+        show.watch(console, view, lambda: run is not None and logs.over(run))
     else:
         console.print(view())
     return 0
@@ -88,7 +86,7 @@ def logs(spec: str, follow: bool, rank: int | None) -> int:
 
     run = find_run(spec)
     if follow:
-        logs.follow(run, sys.stdout.buffer, lambda: _over(run), rank)
+        logs.follow(run, sys.stdout.buffer, lambda: logs.over(run), rank)
     else:
         logs.show(run, sys.stdout.buffer, rank)
     return 0
@@ -138,7 +136,7 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
     if (read_json(run.final) or {}).get("state") == "finished":
         raise UserError(f"run {run.id} is finished; there is nothing to resume")
     holder = lease.holder(run)
-    if (holder is not None and holder.alive) or processes.of_run(run.path):
+    if (holder is not None and holder.alive) or processes.keepers(run.path):
         who = f": {holder} holds it" if holder else ""
         raise UserError(f"run {run.id} is running already{who}", f"launch status {run.id}")
     if not elsewhere:
@@ -195,38 +193,34 @@ def _tell(plan: "Plan") -> None:
 
 def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:
     from launcher.backends import BACKENDS
+    from launcher.cli import logs
 
     if backend == "local":
         click.echo(f"{run.id} in the foreground; its folder: {run.path}", err=True)
+    over = logs.Over(run)
     answer = BACKENDS[backend].start(run, gpus)
     if answer is not None:  # it ran in the foreground
         return 0 if answer == 0 else 1
     click.echo(f"{run.id} in a {backend} window; its folder: {run.path}")
     if follow:
-        return _follow(run)
+        return _follow(run, over)
     for line in (f"launch status {run.id}", f"launch logs {run.id} -f", f"launch attach {run.id}"):
         click.echo(f"  {line}")
     return 0
 
 
-def _follow(run: "RunDir") -> int:
+def _follow(run: "RunDir", over: Callable[[], bool]) -> int:
     from launcher.cli import logs
     from launcher.cli.status import row
 
     try:
-        logs.follow(run, sys.stdout.buffer, lambda: _over(run))
+        logs.follow(run, sys.stdout.buffer, over)
     except KeyboardInterrupt:
         click.echo(
             f"\n{run.id} goes on; launch logs {run.id} -f looks again, launch stop {run.id} ends it", err=True
         )
         return 0
     return 0 if row(run)["state"] == "finished" else 1
-
-
-def _over(run: "RunDir") -> bool:
-    from launcher.cli.status import row
-
-    return row(run)["state"] in (*ENDED, "lost")
 
 
 def _pull(url: str, accept: Callable[["RunDir"], object]) -> "RunDir":

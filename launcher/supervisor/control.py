@@ -22,7 +22,7 @@ def stop(run: RunDir) -> None:
     """
     final = read_json(run.final)
     held = _holder_here(run)
-    if held is None and final is not None:
+    if held is None and final is not None and not processes.keepers(run.path):  # nor is one coming up
         raise UserError(f"run {run.id} has ended already ({final.get('state')})")
     if held and run.stop_requested.exists() and final is None:
         raise UserError(f"run {run.id} is being stopped already", f"See `launch status {run.id}`.")

@@ -70,9 +70,6 @@ class Supervisor:
                 self._lease.release()
 
     def _supervise(self, resumed: bool) -> int:
-        if resumed:  # in this order: as long as final.json is there, an old stop_requested means nothing
-            self._run.stop_requested.unlink(missing_ok=True)
-            self._run.final.unlink(missing_ok=True)
         self._end_leftovers()
         self._history = [] if resumed else history.load(self._run)
         budget = (self._recipe.restart.crashes, self._recipe.restart.backoff)
@@ -98,6 +95,8 @@ class Supervisor:
         number = self._lease.fence
         self._signals.preempt = ""  # a preemption between two attempts has nothing to end
         self._write(lambda: history.begin(self._run, number, self._gpus, self._record["backend"], resume))
+        if resume:  # not before the run is ours in the store too, or was refused
+            self._write(lambda: self._run.final.unlink(missing_ok=True))
         command = torchrun.command(self._recipe, self._run, number, self._gpus, self._record, os.environ)
         workers = f"{self._gpus} worker{'s' * (self._gpus > 1)}"
         self._say(f"attempt {number} of {self._run.id}: {workers} on {os.uname().nodename}")

@@ -124,6 +124,19 @@ def test_follow_shows_the_log_and_ends_with_the_run() -> None:
     assert rows()[0]["state"] == "finished"
 
 
+@pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
+def test_a_resume_is_followed_to_its_own_end() -> None:
+    """What its last life left, an end or a wish to stop, means nothing to it."""
+    made = launch("toy.yaml", "--backend", "local", 'program.args=["--fail", "no data"]')
+    assert made.returncode == 1 and rows()[0]["state"] == "failed"
+    run = Path(os.environ["LAUNCH_RUNS"]) / str(rows()[0]["id"])
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("--fail", "--steps").replace("no data", "'5'"))
+    (run / "stop_requested").touch()
+    done = launch("resume", "last", "--follow", "--backend", "tmux")
+    assert done.returncode == 0 and "finished" in done.stdout, done
+
+
 def test_a_store_that_is_not_there_or_does_not_let_us_in(
     server: Weed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

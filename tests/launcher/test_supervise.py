@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import submit
 from launcher.errors import UserError
-from launcher.rundir import read_json
+from launcher.mirror.ownership import Ownership, Pulse
+from launcher.rundir import read_json, write_json
+from launcher.storage.folder import FolderStore
 from launcher.supervisor import control, processes
 from tests.launcher.conftest import Toy, in_sessions, sessions, wait
 
@@ -83,10 +86,33 @@ def test_stop_ends_the_run_and_resume_goes_on(toy: Make) -> None:
         control.stop(run.run)
     with pytest.raises(UserError, match="is not running"):
         control.preempt(run.run)
+    submit.adopt(run.run, "local", elsewhere=False)
     assert run.start().end() == 0
     assert run.final["state"] == "finished" and run.states == ["finished"], "crashes count anew"
     assert run.final["lost_steps"] == 0 and not run.run.stop_requested.exists()
     run.assert_undisturbed(10)
+
+
+def test_resume_that_is_refused_leaves_the_end_as_it_was(toy: Make, tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    other = Ownership(store)
+    other.claim("another machine's", 7)
+    pulse = Pulse(other)
+    pulse.start()
+    run = toy("--steps 3", url=store.url)
+    write_json(run.run.final, {"schema": 1, "state": "stopped"})
+    assert run.start().end() == 4
+    pulse.stop()
+    assert run.final == {"schema": 1, "state": "stopped"} and "is held by attempt 7" in run.window
+
+
+def test_stop_of_a_run_that_is_coming_up_again(toy: Make) -> None:
+    run = toy("--steps 100000 --every 100000")
+    write_json(run.run.final, {"schema": 1, "state": "failed"})
+    run.start()
+    wait("the guard to be known", lambda: processes.keepers(run.run.path))
+    control.stop(run.run)
+    assert run.end() == 0 and run.final["state"] == "stopped"
 
 
 def test_ctrl_c_stops_and_saves(toy: Make) -> None:
