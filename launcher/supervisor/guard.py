@@ -89,6 +89,9 @@ class Guard:
             self._run.stop_requested.touch()
         while child.returncode is None:
             for number in self._take_signals():
+                self._stop = (
+                    self._stop or number != signal.SIGTERM
+                )  # it may die of it: then the next one stops
                 os.kill(child.pid, number)  # not reaped yet, so the pid is still its own
             self._reap(child)
             time.sleep(POLL)

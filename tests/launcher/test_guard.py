@@ -109,6 +109,22 @@ def test_window_gone_is_a_stop(toy: Make) -> None:
     wait("nothing of the run", lambda: not processes.of_run(run.run.path))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_stop_before_the_supervisor_can_take_one(toy: Make, number: int) -> None:
+    run = toy("--steps 100000 --every 100000").start()
+    assert run.guard
+
+    def young() -> list[int]:  # the guard's child, with no handler of its own yet: it dies of the signal
+        of_run = {process.pid: process.parent for process in processes.keepers(run.run.path)}
+        return [pid for pid, parent in of_run.items() if parent == run.guard.pid]  # type: ignore[union-attr]
+
+    while not young():
+        time.sleep(0.002)
+    os.kill(run.guard.pid, number)
+    assert run.end() == 0 and run.final["state"] == "stopped" and not run.run.attempts.exists()
+    assert f"the supervisor was killed by {signal.Signals(number).name}" in run.window
+
+
 def test_killed_guard_is_not_missed(toy: Make) -> None:
     """The supervisor, an orphan now, sees the run to its end, and a stop still leaves nothing alive."""
     run = toy("--steps 12 --wait-at 5 --every 100").start()
