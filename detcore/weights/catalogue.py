@@ -1,7 +1,8 @@
 """Known weights by name: where they are, what they fit, and which hash their publisher gave them.
 
 torchvision and OpenMMLab put the first digits of a file's SHA-256 into its name. detectron2 publishes no
-hash for its MSRA files; OpenMMLab's are conversions of those, and can be verified.
+hash for its MSRA files; OpenMMLab's are conversions of those (mmcv's model zoo calls resnet50_msra-5891d200
+`detectron2/resnet50_caffe`), and can be verified.
 """
 
 from typing import NamedTuple

@@ -12,6 +12,8 @@ import yaml
 from detcore.check import check
 from detcore.config import Train
 from detcore.recipe import RecipeLoader
+from detcore.weights.catalogue import CATALOGUE
+from detcore.weights.fetch import published
 
 ROOT = Path(__file__).resolve().parents[2]
 GPUS = {"gpus": 4, "nodes": 1, "device": "cpu", "min_gpus": 1}
@@ -67,6 +69,7 @@ def test_the_published_recipe_is_exact() -> None:
         "frozen_bn",
         2,
     )
+    assert published(CATALOGUE[str(backbone.weights)].url), "what is fetched can be verified"
     assert train.model.anchors == [32, 64, 128, 256, 512] and train.model.match.top == 4
 
 
