@@ -21,7 +21,6 @@ class World:
     that they never wait for a GPU."""
 
     rank: int
-    local_rank: int
     size: int
     device: torch.device
     control: Any = None
@@ -39,12 +38,12 @@ class World:
             device = torch.device("cuda", local)
             torch.cuda.set_device(device)
         if "RANK" not in os.environ:
-            return cls(rank, local, size, device)
+            return cls(rank, size, device)
         if device.type == "cuda":
             dist.init_process_group("nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
-        return cls(rank, local, size, device, dist.new_group(backend="gloo"))
+        return cls(rank, size, device, dist.new_group(backend="gloo"))
 
     def leave(self) -> None:
         if dist.is_initialized():

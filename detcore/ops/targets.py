@@ -37,16 +37,6 @@ class Detections(NamedTuple):
     count: Tensor
 
 
-def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
-    """Per-image boxes (G_i, 4) and labels (G_i,) as one padded batch."""
-    size = max((len(one) for one in labels), default=0)
-    targets = Targets(torch.zeros(len(boxes), size, 4), torch.full((len(boxes), size), -1))
-    for i, (b, c) in enumerate(zip(boxes, labels, strict=True)):
-        targets.boxes[i, : len(c)] = b
-        targets.labels[i, : len(c)] = c
-    return targets
-
-
 def pick(values: Tensor, index: Tensor) -> Tensor:
     """values (N, S) or (N, S, D), index (N, E) -> (N, E) or (N, E, D); zeros if there is nothing, S = 0."""
     if values.shape[1] == 0:

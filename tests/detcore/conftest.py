@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from detcore.data.shapes import write_split
+from detcore.ops.targets import Targets
 
 TINY: dict[str, Any] = {
     "seed": 3,
@@ -50,6 +52,16 @@ TINY: dict[str, Any] = {
     },
     "evaluation": {"every": 9},
 }
+
+
+def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
+    """Per-image boxes (G_i, 4) and labels (G_i,) as one padded batch."""
+    size = max((len(one) for one in labels), default=0)
+    targets = Targets(torch.zeros(len(boxes), size, 4), torch.full((len(boxes), size), -1))
+    for i, (b, c) in enumerate(zip(boxes, labels, strict=True)):
+        targets.boxes[i, : len(c)] = b
+        targets.labels[i, : len(c)] = c
+    return targets
 
 
 @pytest.fixture(scope="session")

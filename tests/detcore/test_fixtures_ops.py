@@ -10,7 +10,7 @@ from detcore.ops.coder import DeltaCoder
 from detcore.ops.losses import giou_loss, sigmoid_focal_loss
 from detcore.ops.matching import uniform_match
 from detcore.ops.nms import nms
-from detcore.ops.targets import pad_targets
+from tests.detcore.conftest import pad_targets
 
 KNOWN = {
     "yolof", "op_uniform_matcher", "op_box_coders", "op_losses", "op_nms",

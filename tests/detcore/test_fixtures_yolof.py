@@ -10,8 +10,9 @@ from detcore.models.yolof import YOLOF, Decoder, DilatedEncoder
 from detcore.ops.boxes import clip
 from detcore.ops.coder import MAX_LOG_SCALE, DeltaCoder
 from detcore.ops.matching import BACKGROUND, IGNORED
-from detcore.ops.targets import Targets, pad_targets
+from detcore.ops.targets import Targets
 from detcore.weights.keys import rename
+from tests.detcore.conftest import pad_targets
 
 MODES = pytest.mark.parametrize("mode", ["eval", "train"])
 

@@ -15,7 +15,7 @@ from detcore.errors import InputError
 from detcore.learner import Learner, settle
 from detcore.train import Trainer
 
-ALONE = World(0, 0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def made(tiny: dict[str, Any], **schedule: Any) -> tuple[Learner, Feed]:

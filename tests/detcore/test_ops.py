@@ -10,7 +10,8 @@ from detcore.ops.coder import DeltaCoder
 from detcore.ops.losses import giou_loss
 from detcore.ops.matching import BACKGROUND, IGNORED, uniform_match
 from detcore.ops.nms import nms
-from detcore.ops.targets import Detections, Targets, compact, pad_targets
+from detcore.ops.targets import Detections, Targets, compact
+from tests.detcore.conftest import pad_targets
 
 
 def random_boxes(count: int, generator: torch.Generator, extent: float = 300) -> Tensor:

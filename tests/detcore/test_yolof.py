@@ -15,7 +15,8 @@ from detcore.backbones.layers import SyncBatchNorm
 from detcore.config import Model
 from detcore.models import build_model
 from detcore.models.yolof import YOLOF, joint_logits
-from detcore.ops.targets import Targets, pad_targets
+from detcore.ops.targets import Targets
+from tests.detcore.conftest import pad_targets
 
 SMALL = {
     "name": "yolof",
