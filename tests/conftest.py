@@ -1,6 +1,7 @@
 """What all tests share: an environment of their own, and no silent skips in CI."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 for name in [name for name in os.environ if name.startswith(("LAUNCH_", "SLURM_", "AWS_", "DETCORE_"))]:
     del os.environ[name]
+
+# Whoever started us in the background or under nohup: what tests start must hear Ctrl-C and a closed window.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
