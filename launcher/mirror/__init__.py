@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from launcher.checkpoints import Mark
 from launcher.errors import StoreError, Taken
 from launcher.mirror import restore
 from launcher.mirror.ownership import Ownership, Pulse
@@ -50,6 +51,7 @@ class Mirror:
         # that is published is how the run ended before its first one.
         self._claimed = (secrets.token_hex(8), 0)
         said = read_json(run.synced) or {}
+        self.newest: Mark | None = None  # the newest checkpoint in the store, as of the last claim()
         self._token = said.get("token")
         self._said: dict[str, Any] = said
         self._since: float | None = None  # when the first pass of those failed that have failed since
@@ -71,8 +73,10 @@ class Mirror:
         """
         with self._claiming:
             self._claimed = (token, at_least)
-            seen = max((mark.fence for mark in restore.checkpoints_in(self._store)), default=0)
+            marks = restore.checkpoints_in(self._store)
+            seen = marks[0].fence if marks else 0
             fence = self._owner.claim(token, max(at_least, seen + 1), dead=self._token)
+            self.newest = marks[0] if marks else None
             self._claimed = (token, fence)
             self._token = token
         return fence

@@ -6,8 +6,10 @@ A store that is away, or that refuses, never ends a run; only a run that somebod
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from launcher.checkpoints import newest
 from launcher.errors import StoreError
 from launcher.recipe import Recipe
 from launcher.rundir import RunDir, read_json
@@ -19,6 +21,7 @@ T = TypeVar("T")
 FLUSH = 600.0  # seconds for the last files to reach a store that answers,
 FLUSH_AWAY = 30.0  # and one that does not
 LAST_WORDS = 10.0  # and for final.json after them
+RETRY = 3.0  # seconds between two tries to bring what is newer in the store
 POLL = 0.1
 NOT_ALL = "not all of the run is in the store; `launch resume` here would send the rest"
 
@@ -46,24 +49,47 @@ class Durable:
     def claim(self, token: str, at_least: int, give_up: Callable[[], object]) -> int | None:
         """The number of the next attempt, at least `at_least`; None if `give_up()` came true meanwhile.
 
-        Raises Taken. The first time the store answers, what the folder lacks is brought from it.
+        Raises Taken. The first time the store answers, what the folder lacks is brought from it. Where it is
+        a newer checkpoint, there is no going on without it: an older one would win by the higher number.
         """
         if not self._url:
             return at_least
-        fence, self._asked = at_least, True
-        try:
-            mirror = self._opened(self._url)
-            claimed = self._meanwhile(lambda: mirror.claim(token, at_least), give_up)
-            if claimed is None:
-                return None
-            fence = claimed
-            if not self._restored:
-                self._meanwhile(mirror.restore, give_up)
-                self._restored = True
-        except StoreError as error:
-            self._say(f"going on without the store: {error.message}")
-        self._start()
-        return None if give_up() else fence
+        fence, self._asked, said = at_least, True, ""
+        while not give_up():
+            behind = False
+            try:
+                mirror = self._opened(self._url)
+                claimed = self._meanwhile(partial(mirror.claim, token, at_least), give_up)
+                if claimed is None:
+                    return None
+                fence = claimed
+                if not self._restored:
+                    self._restored = self._meanwhile(partial(_restore, mirror), give_up) is True
+            except StoreError as error:
+                behind = self._behind()
+                if not behind:
+                    self._say(f"going on without the store: {error.message}")
+                elif said != (said := error.message):
+                    self._say(f"waiting for the store, which has a newer checkpoint: {error.message}")
+            if not behind and not give_up():
+                self._start()
+                return fence
+            self._pause(give_up)
+        return None
+
+    def _behind(self) -> bool:
+        """Whether the store, when it was claimed, had a newer checkpoint, and it was not brought."""
+        there = self._mirror.newest if self._mirror else None
+        if self._restored or there is None:
+            return False
+        here = self._meanwhile(partial(newest, self._run), lambda: False)
+        return here is None or here < there
+
+    def _pause(self, give_up: Callable[[], object]) -> None:
+        until = time.monotonic() + RETRY
+        while time.monotonic() < until and not give_up():
+            self._tick()
+            time.sleep(POLL)
 
     def flush(self) -> None:
         """Send what is not in the store yet, and say so if that cannot be done."""
@@ -75,8 +101,8 @@ class Durable:
         except StoreError as error:
             mirror = None
             self._say(f"going on without the store: {error.message}")
-        if mirror is None:
-            self._say(NOT_ALL)
+        if mirror is None or self._behind():  # what is older here must not be put over what is there
+            self._say(NOT_ALL if mirror is None else "what is in the store is newer, and was left as it is")
             return
         self._start()
         began = time.monotonic()
@@ -135,3 +161,8 @@ class Durable:
         if errors:
             raise errors[0]
         return results[0]
+
+
+def _restore(mirror: "Mirror") -> bool:
+    mirror.restore()
+    return True

@@ -87,10 +87,10 @@ class Supervisor:
 
     def _attempt(self, resume: bool) -> bool:
         """One attempt from claim to end line; False if a stop came before it began."""
-        wanted = self._durable.claim(self._lease.token, self._lease.fence + 1, self._stop_wanted)
-        if wanted is None:
+        wanted = self._durable.claim(self._lease.token, self._lease.fence + 1, self._give_up)
+        if wanted is None and not self._lost:
             return False
-        if not self._lease.raise_fence(wanted):
+        if wanted is None or not self._lease.raise_fence(wanted):
             raise self._moved_away()
         number = self._lease.fence
         self._signals.preempt = ""  # a preemption between two attempts has nothing to end
@@ -205,6 +205,9 @@ class Supervisor:
                 self._write(self._run.stop_requested.touch)
             return self._signals.stop
         return "stopped by `launch stop`" if self._run.stop_requested.exists() else ""
+
+    def _give_up(self) -> str | None:
+        return self._stop_wanted() or self._lost
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

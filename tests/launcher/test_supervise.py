@@ -1,6 +1,9 @@
 """The supervisor with real torchrun and two real workers: how attempts end, and what is left."""
 
+import hashlib
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +107,39 @@ def test_resume_that_is_refused_leaves_the_end_as_it_was(toy: Make, tmp_path: Pa
     assert run.start().end() == 4
     pulse.stop()
     assert run.final == {"schema": 1, "state": "stopped"} and "is held by attempt 7" in run.window
+
+
+def test_restore_that_is_cut_short_is_waited_for(toy: Make, tmp_path: Path) -> None:
+    """The store has step 8 of attempt 2, the folder step 4: going on from that would supersede it."""
+    store = tmp_path / "store"
+    run = toy("--steps 12 --every 4 --wait-at 4", url=store.as_uri()).start()
+    run.at(4)
+    wait("step 4", lambda: (read_json(run.run.synced) or {}).get("step") == 4)
+    control.stop(run.run)
+    assert run.end() == 0
+    metrics = run.run.metrics.read_bytes()
+    newer = store / "checkpoints" / "step-00000008-fence-2"
+    shutil.copytree(run.run.checkpoints / "step-00000004-fence-1", newer)
+    data = json.dumps({"step": 8, "sum": sum(range(8))}).encode()
+    (newer / "train.pth").write_bytes(data)
+    file = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_json(newer / "manifest.json", {"schema": 1, "step": 8, "fence": 2, "files": {"train.pth": file}})
+    more = [json.dumps({"step": step, "sum": sum(range(step))}) + "\n" for step in range(5, 9)]
+    (store / "metrics.jsonl").write_bytes(metrics + "".join(more).encode())
+    run.run.metrics.unlink()
+    run.run.metrics.mkdir()  # even root cannot rename a file over a folder
+    for stopped in (True, False):
+        submit.adopt(run.run, "local", elsewhere=False)
+        run.start()
+        wait("the wait", lambda: run.window.count("waiting for the store") == 2 - stopped)  # noqa: B023
+        assert not run.workers() and run.final["state"] == "stopped"
+        if stopped:
+            control.stop(run.run)
+            assert run.end() == 0 and (store / "metrics.jsonl").stat().st_size > len(metrics)
+    run.run.metrics.rmdir()
+    assert run.end() == 0 and run.final["state"] == "finished"
+    assert run.window.count("waiting for the store") == 2 and run.ends[-1]["resumed"] == 8
+    run.assert_undisturbed(12)
 
 
 def test_stop_of_a_run_that_is_coming_up_again(toy: Make) -> None:
