@@ -114,7 +114,7 @@ def _active(run: RunDir) -> Row:
         "state": state,
         "reason": reason,
         "phase": beat.get("phase") if now else None,
-        "step": beat.get("step", ends[-1].get("step") if ends else None),
+        "step": _step(beat, ends),
         "of": beat.get("of"),
         "loss": beat.get("loss") if now else None,
         "eta": beat.get("eta") if now else None,
@@ -128,6 +128,12 @@ def _active(run: RunDir) -> Row:
         "durable": _durable(read_json(run.synced) or {}, about.get("url")),
         "held_on": host,
     }
+
+
+def _step(beat: Row, ends: list[Row]) -> int | None:
+    """Of the heartbeat; an attempt that is still on its way up says what the last one came to."""
+    step: int | None = beat.get("step")
+    return step if step is not None or not ends else ends[-1].get("step")
 
 
 def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple[str, str | None, str | None]:
