@@ -84,6 +84,18 @@ class Pulse:
         self._seen: tuple[object, ...] = ()
         self._since = time.monotonic()
 
+    def hung(self, beat: dict[str, Any] | None, usual: float) -> str:
+        """Why the attempt is hung, or nothing; `usual`: the limit of a beat that names none.
+
+        No beat yet: it has stood still since this began to look."""
+        limit = float((beat or {}).get("limit") or usual)
+        if self.still(beat or {}) <= limit:
+            return ""
+        if not beat:
+            return f"no heartbeat within {limit:g} s of its start"
+        where = f" at step {beat['step']}" if beat.get("step") is not None else ""
+        return f"no progress in {beat.get('phase')}{where} for {limit:g} s"
+
     def still(self, beat: dict[str, Any]) -> float:
         """Seconds for which phase and counter have been what they are."""
         now = (beat.get("phase"), beat.get("counter"))

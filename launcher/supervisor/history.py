@@ -77,5 +77,5 @@ def finish(run: RunDir, decision: Decision, gpus: int) -> None:
 def lost_steps(ends: list[dict[str, Any]]) -> int:
     """Steps that were done twice: from where each attempt ended back to where the next one began."""
     known = [(end.get("step"), end.get("resumed")) for end in ends]
-    pairs = itertools.pairwise(known)
+    pairs = itertools.pairwise(pair for pair in known if pair != (None, None))  # died before it was anywhere
     return sum(max(0, was[0] - then[1]) for was, then in pairs if was[0] is not None and then[1] is not None)

@@ -191,12 +191,10 @@ class Supervisor:
             return "stop", stop
         if self._signals.preempt:
             return "preempt", self._signals.preempt
-        if not beat:
-            return None
-        limit = float(beat.get("limit") or self._recipe.restart.hang)
-        if pulse.still(beat) > limit:
-            return "hung", f"no progress in {beat.get('phase')} at step {beat.get('step')} for {limit:g} s"
-        return None
+        # A program that never was heard of need not keep the contract: it may have no heart at all.
+        heard = beat or self._recipe.program.check or self._run.heartbeat.exists()
+        hung = pulse.hung(beat, self._recipe.restart.hang) if heard else ""
+        return ("hung", hung) if hung else None
 
     def _stop_wanted(self) -> str:
         """The sentence, or nothing. A stop by signal is written down: it must outlive this process."""

@@ -16,7 +16,7 @@ from launcher.mirror.ownership import Ownership, Pulse
 from launcher.rundir import read_json, write_json
 from launcher.storage.folder import FolderStore
 from launcher.supervisor import control, processes
-from tests.launcher.conftest import Toy, in_sessions, sessions, wait
+from tests.launcher.conftest import TOY, Toy, in_sessions, sessions, wait
 
 Make = Callable[..., Toy]
 
@@ -201,6 +201,19 @@ def test_hang_is_noticed_and_survived(toy: Make) -> None:
     assert run.end() == 0
     assert run.states == ["hung", "finished"]
     assert "no progress in training at step 5" in run.ends[0]["reason"]
+
+
+def test_hang_before_the_first_heartbeat_is_noticed(toy: Make) -> None:
+    run = toy("--steps 8 --every 4 --crash-at 6 --once", hang=4)
+    late = run.run.path.parent / "late.py"  # the second attempt hangs before it says anything
+    wait_ = "import os, time\nif os.environ['LAUNCH_ATTEMPT'] == '2': time.sleep(600)\n"
+    late.write_text(wait_ + TOY.read_text())
+    recipe = run.run.recipe.read_text()
+    assert str(TOY) in recipe
+    run.run.recipe.write_text(recipe.replace(str(TOY), str(late)))
+    assert run.start().end() == 0
+    assert run.states == ["crashed", "hung", "finished"] and run.final["lost_steps"] == 2
+    assert run.ends[1]["reason"].startswith("no heartbeat within 4 s of its start")
 
 
 def test_program_that_says_failed_is_not_started_again(toy: Make) -> None:
