@@ -121,7 +121,8 @@ def _bar(beat: Mapping[str, Any]) -> bytes:
 
     step, of = beat.get("step"), beat.get("of")
     numbers = isinstance(step, int) and isinstance(of, int) and of > 0
-    words = [str(beat.get("phase", "")), f"{step}/{of}" if numbers else str(step or "")]
+    words = [str(beat.get("phase", ""))]
+    words += [f"{step}/{of}"] if numbers else [str(step)] if step is not None else []
     if isinstance(beat.get("loss"), int | float):
         words.append(f"loss {beat['loss']:.4g}")
     if isinstance(beat.get("eta"), int | float):

@@ -61,17 +61,18 @@ def classify(
         return End("finished", "the program finished", step, progress=progress)
     if said == "failed" and outcome is not None:
         return End("failed", str(outcome.get("reason") or "the program gave up"), step, progress=progress)
-    saved = said == "stopped"
+    saved = said == "stopped" and (outcome or {}).get("saved") is not False
     if asked == "hung":
         return End("hung", asked_why, step, saved, progress)
     if asked is not None:
-        how = f"stopped at step {step}" if saved else "ended without saving"
+        where = f" at step {step}" if step is not None else ""
+        how = f"stopped{where}" if saved else "could not save" if said else "ended without saving"
         state: State = "preempted" if asked == "preempt" else "stopped"
         return End(state, f"{asked_why}; the program {how}", step, saved, progress)
     if saved and exit_status == 0 and progress:
         return End("preempted", "somebody else signalled the workers, and they saved", step, True, progress)
-    if saved and exit_status == 0:  # again at once, without end, would be a busy loop
-        return End("crashed", "the program stopped though nobody asked it to", step, True, progress)
+    if said == "stopped" and exit_status == 0:  # again at once, without end, would be a busy loop
+        return End("crashed", "the program stopped though nobody asked it to", step, saved, progress)
     return End("crashed", crash, step, saved or None, progress)
 
 
@@ -92,7 +93,8 @@ def decide(history: Sequence[End], crashes: int, backoff: float) -> Decision:
         return Decision(True, "it was preempted")
     bad = [end for end in history if end.state in ("crashed", "hung")]
     where = f"at step {last.step}" if last.step is not None else "before its first step"
-    if len(bad) >= SAME_STEP and len({end.step for end in bad[-SAME_STEP:]}) == 1:
+    stuck = len(bad) >= SAME_STEP and last.step is not None  # before its first step, it may be the machine
+    if stuck and len({end.step for end in bad[-SAME_STEP:]}) == 1:
         return Decision(
             False, f"{SAME_STEP} crashes in a row {where}; the last: {last.reason}", state="failed"
         )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from launcher.supervisor.history import lost_steps
 from launcher.supervisor.restart import End, classify, decide
 
 
@@ -35,8 +36,11 @@ def test_preemptions_never_count() -> None:
     assert decide([crash(1), preempted, crash(2), preempted], 2, 5).again
 
 
-@pytest.mark.parametrize("step", [7, None])
-def test_three_crashes_at_one_step_give_up(step: int | None) -> None:
+def test_crashes_before_any_step_have_the_whole_budget() -> None:
+    assert decide([crash(None)] * 5, 5, 5).again and not decide([crash(None)] * 6, 5, 5).again
+
+
+def test_three_crashes_at_one_step_give_up(step: int = 7) -> None:
     assert decide([crash(step)] * 2, 9, 5).again
     given_up = decide([crash(1), crash(step), End("preempted", "", step), crash(step), crash(step)], 9, 5)
     assert not given_up.again and "boom" in given_up.reason
@@ -51,6 +55,7 @@ def test_ends() -> None:
     assert (failed.again, failed.state, failed.reason) == (False, "failed", "no such data set")
 
 
+UNSAVED = {"state": "stopped", "step": 8, "saved": False}  # a full disk
 STOPPED = {"state": "stopped", "step": 8}
 
 
@@ -66,6 +71,9 @@ STOPPED = {"state": "stopped", "step": 8}
         ("preempt", None, -9, False, "preempted", False),
         ("stop", STOPPED, 1, True, "stopped", True),
         ("stop", None, 1, False, "stopped", False),
+        ("stop", UNSAVED, 1, False, "stopped", False),
+        ("preempt", UNSAVED, 1, True, "preempted", False),
+        (None, UNSAVED, 0, True, "crashed", False),
         ("hung", STOPPED, 1, True, "hung", True),
         ("hung", None, -9, False, "hung", False),
         (None, None, 1, True, "crashed", None),
@@ -79,3 +87,10 @@ def test_every_way_to_end(
 ) -> None:
     end = classify(asked, "why", outcome, status, 8, progress, "boom")  # type: ignore[arg-type]
     assert (end.state, end.saved, end.step) == (state, saved, 8) and end.reason
+    assert saved is not False or "stopped at" not in end.reason
+
+
+def test_an_attempt_that_did_not_get_anywhere_hides_no_lost_steps() -> None:
+    nowhere = {"step": None, "resumed": None}
+    assert lost_steps([{"step": 30, "resumed": 0}, nowhere, {"step": 40, "resumed": 10}]) == 20
+    assert lost_steps([{"step": 30, "resumed": 0}, nowhere]) == 0
