@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from launcher.checkpoints import Mark
-from launcher.errors import StoreError, Taken
+from launcher.errors import StoreAway, StoreError, Taken
 from launcher.mirror import restore
 from launcher.mirror.ownership import Ownership, Pulse
 from launcher.mirror.pull import pull_run
@@ -167,9 +167,11 @@ class Mirror:
         self._confirm()
 
     def _confirm(self) -> None:
-        self._owner.confirm()
+        held = self._owner.confirm()
         if self.lost is not None:
             raise Lost
+        if not held:  # a claim for the next attempt failed in the middle of this pass
+            raise StoreAway("the run could not be claimed in the store")
 
     def _say(self, error: str | None) -> None:
         """Write synced.json, if there is something new to say. A full disk must not stop the mirror."""

@@ -55,11 +55,14 @@ class Ownership:
                 except PreconditionFailed:
                     continue  # somebody moved it meanwhile: look again, and watch them
 
-    def confirm(self) -> None:
-        """Move the counter, unless that was done just now; `lost` is set if the run is somebody else's."""
+    def confirm(self) -> bool:
+        """Whether the run is held; moves the counter, unless that was done just now.
+
+        `lost` is set if the run is somebody else's."""
         with self._lock:
             if self.held and time.monotonic() - self._confirmed >= BEAT / 2:
                 self._move()
+            return self.held
 
     def release(self) -> None:
         """Say that nobody holds the run any more, so that the next one need not wait."""

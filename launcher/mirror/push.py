@@ -49,6 +49,7 @@ class Push:
         self._there: dict[str, int] | None = None  # keys and sizes in the store; None: not listed yet
         self._broken: set[Mark] = set()
         self._told: set[str] = set()
+        self._problems: dict[str, str] = {}  # of this pass: what could not be read, and why
 
     @property
     def durable(self) -> Mark | None:
@@ -59,7 +60,7 @@ class Push:
         """One pass. Raises StoreAway, StoreError; what was sent until then stays sent."""
         there = self._list()
         wanted = self._wanted()  # before the rest is looked at: metrics that are sent then reach its step
-        problem = None
+        self._problems = {}
         for key, path, print_ in self._changed():
             self._confirm()
             try:
@@ -67,7 +68,7 @@ class Push:
             except FileNotFoundError:
                 continue
             except (Changed, OSError) as error:
-                problem = f"{key} could not be read: {error}"
+                self._unreadable(key, error)
                 continue
             self._sent[key], there[key] = print_, print_.size
         for key in STATES:
@@ -76,12 +77,17 @@ class Push:
                 self._store.delete(key)
                 del there[key]
                 self._sent.pop(key, None)
-        if problem:
-            raise StoreError(problem)
-        for mark in wanted:
-            self._send_checkpoint(mark)
-        self._send_hint()
-        self._retain()
+        # One bad file must not keep all checkpoints here; but none goes before metrics that reach its step.
+        if self._run.metrics.name not in self._problems:
+            for mark in wanted:
+                try:
+                    self._send_checkpoint(mark)
+                except (Changed, OSError) as error:
+                    self._unreadable(f"checkpoints/{mark.name}", error)
+            self._send_hint()
+            self._retain()
+        if self._problems:
+            raise StoreError("; ".join(self._problems.values()))
 
     def behind(self) -> int:
         """How many files are here and not yet in the store as they are here."""
@@ -121,7 +127,13 @@ class Push:
 
     def _files(self, folder: Path, prefix: str) -> Iterator[tuple[str, Path, Print]]:
         """Regular files below `folder` that are mirrored; symbolic links are not followed."""
-        for path in sorted(folder.iterdir()):
+        try:
+            paths = sorted(folder.iterdir())
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            return self._unreadable(prefix.rstrip("/"), error)
+        for path in paths:
             key = prefix + path.name
             if key in NOT_MIRRORED or is_temporary(path.name):
                 continue
@@ -132,6 +144,9 @@ class Push:
                     continue
             except FileNotFoundError:
                 continue  # gone since the folder was listed
+            except OSError as error:
+                self._unreadable(key, error)
+                continue
             problem = key_problem(key) or (None if stat.S_ISREG(info.st_mode) else "it is no regular file")
             if problem:
                 self._tell(f"{key!r} is not mirrored: {problem}")
@@ -203,6 +218,9 @@ class Push:
                 self._confirm()
                 self._store.delete(key)
                 del self._list()[key]
+
+    def _unreadable(self, key: str, error: Exception) -> None:
+        self._problems[key] = f"{key} could not be read: {error}"
 
     def _tell(self, message: str) -> None:
         if message not in self._told:

@@ -2,6 +2,7 @@
 synced.json says is true, whoever dies.
 """
 
+import ctypes
 import logging
 import os
 import random
@@ -10,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from launcher import mirror as mirror_module
-from launcher.errors import StoreAway, Taken
+from launcher.errors import StoreAway, StoreError, Taken
 from launcher.mirror import Mirror, ownership
+from launcher.mirror.push import Push
 from launcher.rundir import RunDir, read_json, write_json
 from launcher.storage.folder import FolderStore
 from tests.launcher.mirrored import ID, KEEP, Mark, add_checkpoint, content, durable, make_run, prune
@@ -181,7 +184,7 @@ def test_the_older_of_two_owners_stops_publishing(
     with pytest.raises(Taken, match="attempt 3 on"):
         new.claim("new", 1)
     old._pulse.stop()  # as if its machine were frozen ...
-    old._owner.confirm = lambda: None  # type: ignore[method-assign]
+    old._owner.confirm = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(ownership, "PATIENCE", 2.0)
     assert new.claim("new", 1) == 4, "a higher fence than any seen in the store"
     new.start()
@@ -303,6 +306,58 @@ def test_the_order_of_a_pass(tmp_path: Path, quick: None, started: Callable[...,
     assert max(i for i, done in enumerate(store.done) if done.startswith("put checkpoints/step-")) < min(
         i for i, done in enumerate(store.done) if done.startswith("delete")
     ), "nothing is deleted before what replaces it is there"
+
+
+@contextmanager
+def unreadable(*paths: Path) -> Iterator[None]:
+    """Nobody may read them, nor may root: this thread lays down CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    libc, modes = ctypes.CDLL(None, use_errno=True), [path.stat().st_mode for path in paths]
+    header, now = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # capset(2), version 3
+    assert libc.capget(header, now) == 0
+    less = (ctypes.c_uint32 * 6)(now[0] & ~0b110, *now[1:])
+    for path in paths:
+        path.chmod(0)
+    assert libc.capset(header, less) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, now) == 0
+        for path, mode in zip(paths, modes, strict=True):
+            path.chmod(mode)
+
+
+def test_one_unreadable_file_keeps_no_checkpoint_here(tmp_path: Path) -> None:
+    run, store = make_run(tmp_path, ""), Watched(tmp_path / "store")
+    push = Push(run, store, KEEP, lambda: None)
+    good = add_checkpoint(run, 10)
+    locked = [run.rank_log(1, 0), run.code / "package"]
+    with unreadable(*locked), pytest.raises(StoreError) as caught:
+        push.send()
+    for path in locked:
+        assert f"{path.relative_to(run.path)} could not be read" in str(caught.value)
+    assert push.durable == good and push.behind() > 0 and "put code/café.py" in store.done
+    push.send()
+    assert not push.behind()
+    add_checkpoint(run, 30)
+    with unreadable(run.metrics), pytest.raises(StoreError, match=r"metrics.jsonl could not"):
+        push.send()
+    assert push.durable == good, "none goes before metrics that reach its step"
+
+
+def test_a_pass_ends_when_the_run_is_not_held(tmp_path: Path, server: Weed, quick: None) -> None:
+    """The claim for the next attempt failed in the middle of it: whose the run is now is not known."""
+    run = make_run(tmp_path, "")
+    mirror = Mirror(run, server.store(f"lab/{tmp_path.name}/{ID}"), every=60, keep=KEEP)
+    assert mirror.claim("here", 1) == 1
+    mirror._confirm()
+    server.kill()
+    with pytest.raises(StoreAway):
+        mirror._owner.claim("here", 2)
+    server.start()
+    with pytest.raises(StoreAway, match="could not be claimed"):
+        mirror._confirm()
+    assert mirror.claim("here", 2) == 2
+    mirror._confirm()
 
 
 def test_a_broken_checkpoint_is_not_published(
