@@ -3,6 +3,7 @@
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,21 +103,20 @@ def test_old_ones_go_and_leftovers_are_swept(tmp_path: Path, said: list[str]) ->
     assert newest(tmp_path / "none", said.append) is None
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """The kernel refuses files larger than this, as a full disk would."""
+    """No file can be longer than 3,000 bytes; no more than what is tested may run under it."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_full_disk_leaves_the_last_one(
-    tmp_path: Path, said: list[str], request: pytest.FixtureRequest
-) -> None:
+def test_full_disk_leaves_the_last_one(tmp_path: Path, said: list[str]) -> None:
     put(tmp_path, 1, keep=1)
-    request.getfixturevalue("small_disk")
-    with pytest.raises(OSError, match="too large"):
+    with small_disk(), pytest.raises(OSError, match="too large"):
         put(tmp_path, 2, keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").glob("*step*")] == ["step-00000001-fence-1"]
     assert not list((tmp_path / "checkpoints").glob(".tmp-*"))
