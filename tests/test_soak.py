@@ -20,7 +20,7 @@ from tests.launcher.store_fixture import Weed, weed
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 EVENTS, EVERY = 30, 5  # how often it is hit; steps between checkpoints
-LONGER = ["train.schedule.iterations=480", f"checkpoint.every={EVERY}it", "restart.crashes=1000"]
+LONGER = ["train.schedule.iterations=600", f"checkpoint.every={EVERY}it", "restart.crashes=1000"]
 GONE = (psutil.NoSuchProcess, ProcessLookupError, IndexError, StopIteration, ValueError)
 
 
@@ -71,7 +71,8 @@ def lose_power(run: Path, store: Weed) -> None:
 
 def store_away(run: Path, store: Weed) -> None:
     store.kill()
-    time.sleep(random.uniform(1, 6))
+    step = int(str(jobs.read(run / "heartbeat.json")["step"] or 0))
+    jobs.wait("more steps without a store", jobs.at_step(run, step + EVERY))
     store.start()
 
 
