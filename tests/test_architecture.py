@@ -16,9 +16,9 @@ LAUNCHER = [
     {"cli"},
     {"backends"},
     {"supervisor"},
-    {"mirror", "recipe"},
+    {"mirror", "recipe", "slurm"},
     {"checkpoints", "storage"},
-    {"rundir"},
+    {"rundir", "environ"},
     {"errors"},
 ]
 DETCORE = [

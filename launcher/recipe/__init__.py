@@ -19,6 +19,7 @@ from launcher.recipe.sections import (
     Resources,
     Restart,
     Section,
+    Slurm,
     Storage,
     Tmux,
 )
@@ -36,6 +37,7 @@ class Recipe(Section):
     storage: Storage = Storage()
     mirror: Mirror = Mirror()
     env: Env = Env()
+    slurm: Slurm = Slurm()
     tmux: Tmux = Tmux()
     train: dict[str, Any] = Field(default={})
     """Belongs to the program, which checks it."""

@@ -5,14 +5,31 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MEGABYTES = {"": 1, "M": 1, "G": 1024, "T": 1024**2}
 
 
 def _seconds(value: object) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(value)) if not isinstance(value, bool) else None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value)) if not isinstance(value, bool) else None
     if not match:
         raise ValueError("must be a duration such as 90s, 10m or 2h")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _time(value: object) -> float:
+    """A duration, or a time as Slurm writes it: HH:MM:SS or D-HH:MM:SS."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", str(value))
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return days * 86400.0 + hours * 3600.0 + minutes * 60.0 + seconds
+    return _seconds(value)
+
+
+def _megabytes(value: object) -> int:
+    match = re.fullmatch(r"([1-9]\d*)([MGT]?)i?B?", str(value)) if not isinstance(value, bool) else None
+    if not match:
+        raise ValueError("must be an amount of memory such as 30G or 200000 (MB)")
+    return int(match[1]) * _MEGABYTES[match[2]]
 
 
 def _interval(value: object) -> str:
@@ -37,11 +54,15 @@ def _number_or(pattern: str) -> WithJsonSchema:
     )
 
 
-_DURATION = _number_or(r"^\d+(\.\d+)?[smh]?$")
-_INTERVAL = _number_or(r"^\d+(\.\d+)?([smh]|it)?$")
+_DURATION = _number_or(r"^\d+(\.\d+)?[smhd]?$")
+_INTERVAL = _number_or(r"^\d+(\.\d+)?([smhd]|it)?$")
+_TIME = _number_or(r"^(\d+(\.\d+)?[smhd]?|(\d+-)?\d+:\d\d:\d\d)$")
+_MEMORY = _number_or(r"^[1-9]\d*[MGT]?i?B?$")
 _TEXT = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
 Pause = Annotated[float, BeforeValidator(_seconds), _DURATION]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0), _DURATION]
+Time = Annotated[float, BeforeValidator(_time), Field(gt=0), _TIME]
+Megabytes = Annotated[int, BeforeValidator(_megabytes), _MEMORY]
 Interval = Annotated[str, BeforeValidator(_interval), _INTERVAL]
 Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -73,6 +94,18 @@ class Resources(Section):
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines."""
     device: Literal["cuda", "cpu"] = "cuda"
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    """CPU cores on each node. Default: one for each worker."""
+    memory: Megabytes | None = None
+    """Memory on each node: 30G, or a number of MB. Default: the cluster's own."""
+    time: Time | None = None
+    """Longest time that one allocation lasts; the run goes on in the next. Default: the partition's own."""
+    max_wait: Seconds | None = None
+    """How long the run may wait for its first start; then it ends, and says so."""
+    preemptible: bool = False
+    """It may be killed at any time: gives way to runs of higher priority, takes `slurm.preemptible`."""
+    priority: int = 0
+    """Higher goes first. On Slurm only below 0, as `--nice`: the rest is the cluster's to decide."""
 
 
 class Restart(Section):
@@ -108,7 +141,34 @@ class Mirror(Section):
     """Seconds between passes of the mirror."""
 
 
+Option = str | int | float | bool
+
+
+class Slurm(Section):
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    """Nodes that are not to be used."""
+    reservation: str | None = None
+    come_back: Literal["submit", "requeue"] = "submit"
+    """After a preemption: a fresh job at once, or the same job again, with the age it had in the queue."""
+    options: dict[str, Option] = {}
+    """Any other option of sbatch, by its long name: `mail-user: me@example.org`, `exclusive: true`."""
+    preemptible: dict[str, Option] = {}
+    """Options laid over the others where `resources.preemptible` is true: `partition: scavenge`."""
+
+
 class Env(Section):
+    conda: str | None = None
+    """A conda environment, by name or by path, that the program runs in."""
+    venv: str | None = None
+    """A Python virtual environment, by path, that the program runs in."""
+    modules: list[str] = []
+    """Environment modules that are loaded first, in this order."""
+    setup: list[str] = []
+    """Lines of bash that come last: whatever they export, the program has."""
     vars: dict[Variable, VariableText] = {}
     """Variables for the program."""
     keep: list[Variable] = []

@@ -91,8 +91,8 @@ class Durable:
             self._tick()
             time.sleep(POLL)
 
-    def flush(self) -> None:
-        """Send what is not in the store yet, and say so if that cannot be done."""
+    def flush(self, limit: float = FLUSH) -> None:
+        """Within `limit` seconds, send what is not in the store yet, and say so if that cannot be done."""
         if not self._url or self.lost:
             return
         try:
@@ -111,7 +111,7 @@ class Durable:
             away = (read_json(self._run.synced) or {}).get("away_since")
             return bool(away) and time.monotonic() - began > FLUSH_AWAY
 
-        if not self._meanwhile(lambda: mirror.flush(FLUSH), hopeless):
+        if not self._meanwhile(lambda: mirror.flush(limit), hopeless):
             self._say(NOT_ALL)
 
     def close(self) -> None:

@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any
 
 from launcher.checkpoints import Mark, checkpoints
+from launcher.environ import clean
 from launcher.errors import LaunchError
 from launcher.rundir import RunDir, read_json
 from launcher.supervisor import processes, restart
 from launcher.supervisor.console import Console
-from launcher.supervisor.torchrun import clean
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -111,7 +111,7 @@ class Guard:
         if final and new and final.get("state") in restart.STATUS:
             return restart.STATUS[final["state"]]  # it may have been killed just after
         wrong_input = 2
-        return status if status in (wrong_input, restart.TAKEN) else None
+        return status if status in (wrong_input, restart.TAKEN, restart.LEFT) else None
 
     def _clean_up(self) -> None:
         """Let what the supervisor left behind save and end, as the supervisor would have."""

@@ -4,16 +4,19 @@ import itertools
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.rundir import RunDir, append_json, read_json, read_jsonl, write_json
 from launcher.supervisor.restart import Decision, End
 
 
-def begin(run: RunDir, attempt: int, gpus: int, backend: str, resume: bool) -> None:
+def begin(
+    run: RunDir, attempt: int, gpus: int, backend: str, resume: bool, place: Mapping[str, Any] = {}
+) -> None:
     """The line at the start of an attempt; `resume`: the user brought the run back, crashes count anew."""
     line = {"event": "start", "attempt": attempt, "fence": attempt, "time": time.time()}
-    line |= {"host": socket.gethostname(), "backend": backend, "pid": os.getpid(), "gpus": gpus}
+    line |= {"host": socket.gethostname(), "backend": backend, "pid": os.getpid(), "gpus": gpus, **place}
     append_json(run.attempts, line | ({"resume": True} if resume else {}))
 
 

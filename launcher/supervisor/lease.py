@@ -22,6 +22,7 @@ from launcher.rundir import RunDir, read_json, read_jsonl, write_json
 from launcher.supervisor import processes
 
 BEAT = 2.0  # seconds between two moves of the counter
+POLL = 0.1  # seconds between looks at a holder elsewhere
 SILENCE = 20.0  # seconds without a move after which a holder on another host counts as dead
 
 
@@ -36,6 +37,7 @@ class Holder:
     token: str
     here: bool
     alive: bool | None
+    leaving: bool = False  # it saves, and lets go in a moment
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -57,6 +59,7 @@ def holder(run: RunDir) -> Holder | None:
         said.get("token", ""),
         here,
         alive,
+        bool(said.get("leaving")),
     )
 
 
@@ -84,14 +87,23 @@ class Lease:
         self.token = secrets.token_hex(16)
         self.fence = 0
         self.counter = 0
+        self.leaving = False  # whether this place is lost: who comes next may wait for us
         self._moved = 0.0
 
     def take(self, watching: Callable[[Holder], None] = lambda holder: None) -> None:
         """Take the run. Raises Taken if its holder lives, OSError if the folder cannot be written.
 
-        `watching` is told when this needs up to SILENCE seconds of watching a holder elsewhere.
+        `watching` is told when this needs up to SILENCE seconds of watching a holder elsewhere, or waits for
+        one that is leaving.
         """
         seen = holder(self.run)
+        if seen and seen.leaving:
+            watching(seen)
+            while (
+                (now := holder(self.run)) and now.leaving and now.alive is not False and _moves(self.run, now)
+            ):
+                pass
+            seen = holder(self.run)
         if seen and seen.alive is None:
             watching(seen)
             _watch(self.run, seen)
@@ -125,6 +137,12 @@ class Lease:
         self.fence = fence
         return self.beat(now=True)
 
+    def leave(self) -> None:
+        """Say that we are about to let go: who comes for the run now waits, instead of leaving it to us."""
+        self.leaving = True
+        with contextlib.suppress(OSError):
+            self.beat(now=True)
+
     def release(self) -> None:
         """Let go of the run, if it is still ours."""
         with contextlib.suppress(OSError), _locked(self.run):
@@ -143,20 +161,29 @@ class Lease:
             "token": self.token,
             "fence": self.fence,
             "counter": self.counter,
+            "leaving": self.leaving,
             "ended": ended,
         }
         write_json(self.run.lease, said)
 
 
 def _watch(run: RunDir, seen: Holder) -> None:
+    now = _moves(run, seen)
+    if now is not None:
+        raise _taken(run, now)
+
+
+def _moves(run: RunDir, seen: Holder) -> Holder | None:
+    """The holder, as soon as it has moved on from `seen`; None if nobody holds it, or nothing moves."""
     deadline = time.monotonic() + SILENCE
     while time.monotonic() < deadline:
         now = holder(run)
-        if now is None:
-            return
+        if now is None or now.alive is False:
+            return None
         if (now.token, now.counter) != (seen.token, seen.counter):
-            raise _taken(run, now)
-        time.sleep(BEAT / 4)
+            return now
+        time.sleep(POLL)
+    return None
 
 
 def _taken(run: RunDir, by: Holder) -> Taken:

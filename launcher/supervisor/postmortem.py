@@ -1,14 +1,38 @@
-"""Why an attempt crashed, in one sentence: the rank that failed first, how, and its traceback's last line."""
+"""How an attempt ended, from the files that it left.
+
+Why it crashed, in one sentence: the rank that failed first, how, and its traceback's last line.
+"""
 
 import re
 from pathlib import Path
 
-from launcher.rundir import RunDir
-from launcher.supervisor.restart import exit_words
+from launcher.checkpoints import checkpoints
+from launcher.rundir import RunDir, read_json
+from launcher.supervisor.restart import End, classify, exit_words
+from launcher.supervisor.watch import Asked
 
 TAIL = 256 << 10  # bytes of a log that are looked at
 # torch/distributed/elastic/multiprocessing/errors: the report that torchrun ends with
 ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+
+
+def judge(run: RunDir, number: int, asked: Asked | None, exit_status: int | None) -> tuple[End, int | None]:
+    """How attempt `number` ended, and at which step it began."""
+    beat, outcome = (read_json(path) or {} for path in (run.heartbeat, run.outcome))
+    beat = beat if beat.get("fence") == number else {}
+    newest = next(iter(checkpoints(run)), None)
+    progress = newest is not None and newest.fence == number and newest.step > (beat.get("resumed") or 0)
+    crash = crash_reason(run, number, exit_status) if exit_status else "its supervisor died"
+    end = classify(
+        asked[0] if asked else None,
+        asked[1] if asked else "",
+        outcome if outcome.get("fence") == number else None,
+        exit_status,
+        beat.get("step"),
+        progress,
+        crash,
+    )
+    return end, beat.get("resumed")
 
 
 def crash_reason(run: RunDir, attempt: int, exit_status: int) -> str:

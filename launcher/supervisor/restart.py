@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 State = Literal["finished", "stopped", "preempted", "failed", "crashed", "hung"]
-# the supervisor's exit statuses: three ends of a run, and a run that is somebody else's
-FINISHED, FAILED, STOPPED, TAKEN = 0, 1, 3, 4
+# the supervisor's exit statuses: three ends of a run, one that is somebody else's, one that goes on elsewhere
+FINISHED, FAILED, STOPPED, TAKEN, LEFT = 0, 1, 3, 4, 5
 STATUS = {"finished": FINISHED, "failed": FAILED, "stopped": STOPPED}
 LONGEST_PAUSE = 600.0  # seconds; doubling goes on no further
 SAME_STEP = 3  # crashes in a row at one step after which trying again is pointless

@@ -12,20 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.environ import clean
 from launcher.rundir import RunDir
 from launcher.supervisor import rank
 
 if TYPE_CHECKING:
     from launcher.recipe import Recipe
-
-# Of an outer job or an outer torchrun: a worker that inherited them would take itself for somebody else.
-# SLURM_CPU_BIND of an outer step pins all workers to its few cores. SLURM_CONF only says where Slurm is.
-FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "PMIX_", "PMI_", "TORCHELASTIC_", "PET_", "LAUNCH_")
-FOREIGN_NAMES = {
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
-    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
-}
-KEPT = {"SLURM_CONF", "LAUNCH_STORAGE", "LAUNCH_RUNS", "LAUNCH_TMUX_SOCKET"}
 
 
 @dataclass(frozen=True)
@@ -36,15 +28,22 @@ class Command:
 
 
 def command(
-    recipe: "Recipe", run: RunDir, attempt: int, gpus: int, record: Mapping[str, Any], base: Mapping[str, str]
+    recipe: "Recipe",
+    run: RunDir,
+    attempt: int,
+    gpus: int,
+    record: Mapping[str, Any],
+    base: Mapping[str, str],
+    grace: float | None = None,
 ) -> Command:
     """What starts attempt `attempt` of `run` on `gpus` workers.
 
-    `record` is run.json's object, `base` the environment of the caller. Nothing is looked up or started.
+    `record` is run.json's object, `base` the environment of the caller, `grace` the seconds from a stop
+    signal to SIGKILL, if not the recipe's. Nothing is looked up or started.
     """
     workdir = Path(record["workdir"])
     program, paths = _program(recipe, run, record)
-    budget = save_budget(recipe.restart.grace)
+    budget = save_budget(grace or recipe.restart.grace)
     argv = [
         *(sys.executable, "-P", "-m", "torch.distributed.run"),
         *("--nnodes=1", f"--nproc-per-node={gpus}", "--max-restarts=0"),
@@ -80,15 +79,6 @@ def command(
 def save_budget(grace: float) -> float:
     """Seconds of `grace` that the program has; the rest is for killing what is left."""
     return max(grace - 2, grace / 2)
-
-
-def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` without what belongs to a job, a torchrun or a run around us."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name in KEPT or not (name in FOREIGN_NAMES or name.startswith(FOREIGN))
-    }
 
 
 def _program(recipe: "Recipe", run: RunDir, record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
