@@ -61,6 +61,14 @@ class RunDir:
         return self.path / "attempts.jsonl"
 
     @property
+    def jobs(self) -> Path:
+        return self.path / "jobs.jsonl"
+
+    @property
+    def submitit(self) -> Path:
+        return self.path / "submitit"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

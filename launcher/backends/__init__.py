@@ -2,6 +2,7 @@
 
 from launcher.backends.base import Backend
 from launcher.backends.local import Local
+from launcher.backends.slurm import Slurm
 from launcher.backends.tmux import Tmux
 
-BACKENDS: dict[str, Backend] = {"local": Local(), "tmux": Tmux()}
+BACKENDS: dict[str, Backend] = {"local": Local(), "slurm": Slurm(), "tmux": Tmux()}

@@ -5,7 +5,7 @@ Nothing heavy may be imported here: `launch --help` and shell completion pay for
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,31 @@ def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 RUN = click.argument("run", shell_complete=complete_run)
 GPUS = click.option("--gpus", type=click.IntRange(1), help="GPUs (with device: cpu, workers) to run on.")
-BACKENDS = click.Choice(["auto", "tmux", "local"])
-BACKEND = click.option("--backend", type=BACKENDS, default="auto", help="auto is tmux where there is one.")
+BACKENDS = click.Choice(["auto", "slurm", "tmux", "local"])
+BACKEND = click.option(
+    "--backend", type=BACKENDS, default="auto", help="auto: Slurm if it answers, else tmux if there is one."
+)
+WANTS = [
+    GPUS,
+    click.option("--nodes", type=click.IntRange(1), help="Machines."),
+    click.option("--cpus", type=click.IntRange(1), help="CPU cores on each node."),
+    click.option("--memory", metavar="30G", help="Memory on each node; a bare number is MB."),
+    click.option("--time", metavar="24h", help="Longest time of one job; the run goes on in the next."),
+    click.option("--max-wait", metavar="24h", help="Give up if it has not started by then."),
+    click.option("--preemptible", is_flag=True, default=None, help="It may be killed at any time."),
+    click.option("--priority", type=int, help="Higher goes first; default 0."),
+    *(
+        click.option(f"--{name}", help=f"Slurm's {name}.")
+        for name in ("partition", "account", "qos", "constraint", "exclude", "reservation")
+    ),
+]
+
+
+def wants(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a run asks for; each is a key of `resources` or `slurm`."""
+    for option in reversed(WANTS):
+        function = option(function)
+    return function
 
 
 @click.group(cls=Launch, context_settings=HELP)
@@ -72,8 +95,7 @@ def cli() -> None:
 @cli.command(short_help="Launch a recipe (the word `run` may be left out).")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
-@GPUS
-@click.option("--nodes", type=click.IntRange(1), help="Machines.")
+@wants
 @BACKEND
 @click.option("--name", help="Name of the run. Default: the recipe's.")
 @click.option("--follow", is_flag=True, help="Show the log until the end; Ctrl-C leaves the run alone.")

@@ -22,8 +22,9 @@ from launcher import rundir
 from launcher.cli import snapshot
 from launcher.errors import LaunchError, StoreAway, UserError
 from launcher.recipe import Flags, Recipe, environment, load_frozen, parse, program, resolve
-from launcher.recipe.document import display
+from launcher.recipe.document import Document, display
 from launcher.rundir import RunDir
+from launcher.slurm import commands
 from launcher.supervisor import torchrun
 
 
@@ -56,12 +57,12 @@ def plan(
     run = RunDir(rundir.runs_root() / rundir.new_run_id(name or key.rpartition("/")[2]))
     plan = Plan(recipe, path, run, pick_backend(backend), {})
     with ThreadPoolExecutor(1) as pool:  # the program looks at its half while we look at ours
-        asked = pool.submit(program.check, recipe, document)
+        asked = pool.submit(program.check, recipe, document, here=plan.backend != "slurm")
         try:
-            url = _here(plan, dry)
+            url = _here(plan, document, dry)
         finally:  # what is wrong with the recipe is said rather than what is wrong with the place
             findings = asked.result()
-            if findings.machine and not dry:
+            if findings.machine and not dry and plan.backend != "slurm":  # the job runs elsewhere
                 raise document.error(findings.machine)
     plan.warnings += [str(document.error([problem])) for problem in findings.machine]
     plan.notes += findings.notes
@@ -75,10 +76,10 @@ def check_again(run: RunDir, flags: Flags, backend: str) -> Recipe:
     recipe = parse(document)
     record = rundir.read_json(run.run) or {}
     prefix = (record.get("git") or {}).get("prefix") or ""
-    findings = program.check(recipe, document, run.code / prefix)
-    if findings.machine:
+    findings = program.check(recipe, document, run.code / prefix, here=backend != "slurm")
+    if findings.machine and backend != "slurm":
         raise document.error(findings.machine)
-    _backend_check(backend, recipe)
+    _backend_check(backend, recipe, document)
     if str(record.get("url")).startswith("s3://"):
         environment.check_credentials_travel(os.environ, backend, recipe.storage.profile)
     return recipe
@@ -129,9 +130,11 @@ def discard(run: RunDir) -> None:
 
 
 def pick_backend(wanted: str) -> str:
-    """`auto` is tmux where there is one, else the foreground."""
+    """`auto` is Slurm where its controller answers, else tmux where there is one, else the foreground."""
     if wanted != "auto":
         return wanted
+    if commands.answers():
+        return "slurm"
     return "tmux" if shutil.which("tmux") else "local"
 
 
@@ -154,11 +157,11 @@ def repository(folder: Path) -> Path | None:
     return Path(told.stdout.rstrip("\n")) if told.returncode == 0 and told.stdout.strip() else None
 
 
-def _here(plan: Plan, dry: bool) -> str | None:
+def _here(plan: Plan, document: Document, dry: bool) -> str | None:
     """Check backend, credentials and store; the URL of the store, if there is one."""
     url = None
     try:
-        _backend_check(plan.backend, plan.recipe)
+        _backend_check(plan.backend, plan.recipe, document)
     except LaunchError as error:
         _tell(plan, error, dry)
     try:
@@ -175,15 +178,12 @@ def _tell(plan: Plan, error: LaunchError, dry: bool) -> None:
     plan.warnings.append(error.message)
 
 
-def _backend_check(name: str, recipe: Recipe) -> None:
+def _backend_check(name: str, recipe: Recipe, document: Document) -> None:
     from launcher.backends import BACKENDS
 
-    if recipe.resources.nodes > 1:
-        raise UserError(
-            f"the {name} backend runs on one machine, and the recipe asks for {recipe.resources.nodes}",
-            "set resources.nodes to 1",
-        )
-    BACKENDS[name].check(recipe)
+    problems = list(BACKENDS[name].check(recipe))
+    if problems:
+        raise document.error(problems)
 
 
 def storage_url(recipe: Recipe) -> str | None:

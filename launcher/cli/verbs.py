@@ -11,6 +11,7 @@ import click
 from launcher.errors import LaunchError, Taken, UserError
 
 if TYPE_CHECKING:
+    from launcher.backends.base import Backend
     from launcher.cli.submit import Plan
     from launcher.rundir import RunDir
 
@@ -18,18 +19,17 @@ if TYPE_CHECKING:
 def run(
     recipe: Path,
     overrides: tuple[str, ...],
-    gpus: int | None,
-    nodes: int | None,
     backend: str,
     name: str | None,
     follow: bool,
     dry_run: bool,
     freeze: bool,
     as_json: bool,
+    **wants: Any,
 ) -> int:
     from launcher.cli import submit
 
-    flags = _flags(gpus=gpus, nodes=nodes)
+    flags = flags_of(**wants)
     if freeze:
         from launcher.recipe import parse, program, resolve
 
@@ -93,30 +93,27 @@ def logs(spec: str, follow: bool, rank: int | None) -> int:
 
 
 def attach(spec: str) -> int:
-    from launcher.backends import BACKENDS
-    from launcher.rundir import find_run, read_json
+    from launcher.rundir import find_run
 
     run = find_run(spec)
-    BACKENDS[(read_json(run.run) or {}).get("backend", "local")].attach(run)
+    _backend(run).attach(run)
     return 0
 
 
 def stop(spec: str) -> int:
     from launcher.rundir import find_run
-    from launcher.supervisor import control
 
     run = find_run(spec)
-    control.stop(run)
+    _backend(run).stop(run)
     click.echo(f"{run.id} is stopped; launch resume {run.id} goes on with it")
     return 0
 
 
 def preempt(spec: str) -> int:
     from launcher.rundir import find_run
-    from launcher.supervisor import control
 
     run = find_run(spec)
-    control.preempt(run)
+    _backend(run).preempt(run)
     click.echo(f"{run.id} was preempted and comes back by itself")
     return 0
 
@@ -130,7 +127,7 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
     backend = submit.pick_backend(backend)
 
     def check(run: "RunDir") -> object:
-        return submit.check_again(run, _flags(gpus=gpus), backend)
+        return submit.check_again(run, flags_of(gpus=gpus), backend)
 
     run = _pull(spec, check) if elsewhere else find_run(spec)
     if (read_json(run.final) or {}).get("state") == "finished":
@@ -179,16 +176,30 @@ def schema() -> None:
     click.echo(json.dumps(schema(), indent=2))
 
 
-def _flags(**given: int | None) -> dict[str, tuple[str, object]]:
+OF_RESOURCES = ("gpus", "nodes", "cpus", "memory", "time", "max_wait", "preemptible", "priority")
+
+
+def flags_of(**given: Any) -> dict[str, tuple[str, object]]:
     """Options as overrides whose origin is told."""
-    said = {key: value for key, value in given.items() if value is not None}
-    return {f"resources.{key}": (f"--{key} {value}", value) for key, value in said.items()}
+    flags = {}
+    for key, value in given.items():
+        if value is not None:
+            section = "resources" if key in OF_RESOURCES else "slurm"
+            flags[f"{section}.{key}"] = (f"--{key.replace('_', '-')} {value}", value)
+    return flags
 
 
 def _tell(plan: "Plan") -> None:
     for kind, sentences in (("note", plan.notes), ("warning", plan.warnings)):
         for sentence in sentences:
             click.echo(f"{kind}: {sentence}", err=True)
+
+
+def _backend(run: "RunDir") -> "Backend":
+    from launcher.backends import BACKENDS
+    from launcher.rundir import read_json
+
+    return BACKENDS[(read_json(run.run) or {}).get("backend", "local")]
 
 
 def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:

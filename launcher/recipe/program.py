@@ -24,8 +24,9 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def check(recipe: Recipe, document: Document, code: Path | None = None) -> Findings:
-    """Ask the program's own check; a program of a snapshot is looked for in `code` first.
+def check(recipe: Recipe, document: Document, code: Path | None = None, here: bool = True) -> Findings:
+    """Ask the program's own check; a program of a snapshot is looked for in `code` first. `here`: whether it
+    will run on this machine.
 
     Raises RecipeError with what is wrong with the recipe itself."""
     findings = Findings()
@@ -44,7 +45,7 @@ def check(recipe: Recipe, document: Document, code: Path | None = None) -> Findi
             raise document.error(wrong_in_recipe)
         findings.machine = [problem for _, problem in problems]
         findings.notes = [str(note) for note in answer.get("notes", [])]
-    lacking = _gpus_lacking(recipe)
+    lacking = _gpus_lacking(recipe) if here else ""
     if lacking:
         findings.machine.append(Problem(("resources", "gpus"), lacking))
     return findings

@@ -57,11 +57,16 @@ def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     return environ | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
 
 
-def call(*argv: str, patience: float = PATIENCE, text: str | None = None) -> str:
+def call(*argv: str, patience: float = PATIENCE, environ: Mapping[str, str] | None = None) -> str:
     """What a command prints. Raises SlurmError with its own words, SlurmAway if it got no answer."""
     try:
         done = subprocess.run(
-            argv, env=environment(), input=text, capture_output=True, text=True, timeout=patience
+            argv,
+            env=environment(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=patience,
         )
     except subprocess.TimeoutExpired:
         raise SlurmAway(f"{argv[0]} got no answer from Slurm within {patience:g} s") from None

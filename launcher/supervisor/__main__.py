@@ -6,8 +6,10 @@ import traceback
 from pathlib import Path
 
 from launcher.errors import LaunchError
+from launcher.recipe import load_frozen
 from launcher.rundir import RunDir
 from launcher.supervisor.console import Console
+from launcher.supervisor.place import Here, Place
 from launcher.supervisor.supervise import Supervisor
 
 BUG = 70  # EX_SOFTWARE of sysexits(3), no status of the supervisor's own: the guard starts us again
@@ -17,10 +19,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.supervisor")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--gpus", type=int)
+    parser.add_argument("--job")
+    parser.add_argument("--restarts", type=int, default=0)
     args = parser.parse_args()
     run = RunDir(args.run_dir.absolute())
     try:
-        return Supervisor(run, args.gpus).run()
+        return Supervisor(run, args.gpus, _place(run, args.job, args.restarts)).run()
     except LaunchError as error:
         words = f"{error.message}. {error.hint}".rstrip(". ") + "."
         if run.run.exists():
@@ -31,6 +35,15 @@ def main() -> int:
     except Exception:
         Console(run.run_log).pour(traceback.format_exc().encode())
         return BUG
+
+
+def _place(run: RunDir, job: str | None, restarts: int) -> Place:
+    """Where the run is to be: a job of Slurm's, or this machine."""
+    if job:
+        from launcher.supervisor.job.allocation import Allocation
+
+        return Allocation(run, load_frozen(run.recipe), job, restarts)
+    return Here()
 
 
 if __name__ == "__main__":

@@ -27,11 +27,10 @@ def stop(run: RunDir) -> None:
     if held and run.stop_requested.exists() and final is None:
         raise UserError(f"run {run.id} is being stopped already", f"See `launch status {run.id}`.")
     run.stop_requested.touch()
-    patience = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE + FLUSH + MARGIN
-    if not processes.gone(lambda: processes.keepers(run.path), patience):
+    if not processes.gone(lambda: processes.keepers(run.path), patience(run)):
         processes.kill(lambda: processes.keepers(run.path))
     if read_json(run.final) is None:  # nobody held it, or its supervisor died before it could say so
-        _conclude(run)
+        conclude(run)
     processes.kill(lambda: processes.of_run(run.path))
 
 
@@ -50,11 +49,11 @@ def preempt(run: RunDir) -> None:
     if supervisor is None:
         raise UserError(f"run {run.id} lost its supervisor just now, and is coming back", "Try again.")
     supervisor.signal(signal.SIGTERM)
-    patience = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE
-    deadline = time.monotonic() + patience
+    limit = load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE
+    deadline = time.monotonic() + limit
     while history.unfinished(run) == attempt or processes.of_attempts(run.path, attempt):
         if time.monotonic() > deadline:
-            raise LaunchError(f"attempt {attempt} of {run.id} did not end within {patience:g} s")
+            raise LaunchError(f"attempt {attempt} of {run.id} did not end within {limit:g} s")
         time.sleep(processes.POLL)
 
 
@@ -66,7 +65,12 @@ def _holder_here(run: RunDir) -> Holder | None:
     return held if held and held.alive else None
 
 
-def _conclude(run: RunDir) -> None:
+def patience(run: RunDir) -> float:
+    """Seconds within which a supervisor that was told to stop has stopped, by its own rules."""
+    return load_frozen(run.recipe).restart.grace + processes.KILL_PATIENCE + FLUSH + MARGIN
+
+
+def conclude(run: RunDir) -> None:
     """Nobody holds the run: take it, to end its leftovers and to write that it was stopped."""
     if Supervisor(run).run() == TAKEN:
         raise Taken(f"run {run.id} was taken by a supervisor just now", "Try again.")

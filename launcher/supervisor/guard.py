@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,8 @@ from launcher.supervisor.console import Console
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A cluster may send its own signal first (slurm.conf(5), send_user_signal); it means what SIGTERM means.
+USER = (signal.SIGUSR1, signal.SIGUSR2)
 DEATHS = 5  # deaths of the supervisor in a row without a new checkpoint after which we give up
 POLL = 0.1  # seconds
 # A tmux server may be months old and full of another job's variables: a window takes no others from it.
@@ -49,9 +51,11 @@ OF_THE_WINDOW = (
 class Guard:
     """`run` sees the run to its end and returns the supervisor's exit status."""
 
-    def __init__(self, run: RunDir, gpus: int | None, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, run: RunDir, gpus: int | None, environ: Mapping[str, str], place: Sequence[str] = ()
+    ) -> None:
         self._run = run
-        self._argv = [sys.executable, "-P", "-m", "launcher.supervisor", str(run.path)]
+        self._argv = [sys.executable, "-P", "-m", "launcher.supervisor", str(run.path), *place]
         self._argv += ["--gpus", str(gpus)] if gpus else []
         self._environ = clean(environ) | marks(run)
         self._console = Console(run.run_log)
@@ -84,7 +88,13 @@ class Guard:
         """Run one; its exit status, negative for a signal."""
         self._old = read_json(self._run.final)
         # A process group of its own: a Ctrl-C reaches the supervisor once, through us.
-        child = subprocess.Popen(self._argv, env=self._environ, stdin=subprocess.DEVNULL, process_group=0)
+        child = subprocess.Popen(
+            self._argv,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=_ignore_user_signals,  # which reach it directly, too, on some clusters
+        )
         if self._stop:
             self._run.stop_requested.touch()
         while child.returncode is None:
@@ -145,9 +155,9 @@ class Guard:
     @contextlib.contextmanager
     def _signal_handlers(self) -> Iterator[None]:
         def note(number: int, frame: FrameType | None) -> None:
-            self._signals.append(number)
+            self._signals.append(signal.SIGTERM if number in USER else number)
 
-        before = {number: signal.signal(number, note) for number in PASSED_ON}
+        before = {number: signal.signal(number, note) for number in (*PASSED_ON, *USER)}
         try:
             yield
         finally:
@@ -162,6 +172,11 @@ class Guard:
             yield
         finally:
             libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _ignore_user_signals() -> None:
+    for number in USER:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def marks(run: RunDir) -> dict[str, str]:

@@ -1,0 +1,189 @@
+"""A job of Slurm's as the place of a run: what its end means, by facts that Slurm tells, and the way back.
+
+The table of what `scontrol show job` says at the moment of a signal was measured with Slurm 22.05:
+RUNNING with a PreemptTime: preempted with grace. More restarts than when we began: Slurm itself requeues the
+job (grace 0, or `scontrol requeue`). COMPLETING otherwise: cancelled. RUNNING and no PreemptTime: somebody
+signalled the step, and the place is still ours.
+"""
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from launcher.recipe import Recipe
+from launcher.rundir import RunDir, append_json, read_jsonl
+from launcher.slurm import cluster, jobs
+from launcher.slurm.commands import SlurmAway, SlurmError, call, environment
+from launcher.supervisor.place import Verdict
+from launcher.supervisor.signals import PREEMPTED
+
+ASK = 60.0  # seconds between looks at the time limit, which an admin may move
+RETRY = 1.0  # seconds between two tries to reach a controller that is away
+MARGIN = 10.0  # seconds before a time limit that the way out takes, beside the save
+
+
+def arguments(environ: Mapping[str, str]) -> list[str]:
+    """The job around us, as arguments of the supervisor, whose environment has nothing of it."""
+    return ["--job", environ["SLURM_JOB_ID"], "--restarts", environ.get("SLURM_RESTART_COUNT", "0")]
+
+
+def verdict(job: jobs.Job | None, restarts: int) -> Verdict:
+    """Pure: what it means that a signal came, by what Slurm says of the job. None: it knows it no more."""
+    if job is None:
+        return Verdict("preempt", "Slurm no longer knows the job", leave=True)
+    if job.restarts > restarts:
+        return Verdict("preempt", "preempted by Slurm without grace, or requeued", leave=True)
+    if job.preempt_time is not None:
+        return Verdict("preempt", "preempted by Slurm", leave=True)
+    if job.state == "RUNNING":
+        return Verdict("preempt", PREEMPTED)
+    if job.reason == "TimeLimit" or job.state == "TIMEOUT" or (job.left is not None and job.left <= 0):
+        return Verdict("preempt", "the job's time limit", leave=True)
+    if job.state in ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"):
+        return Verdict("preempt", f"Slurm ended the job: {job.state}", leave=True)
+    return Verdict("stop", "cancelled with scancel")
+
+
+class Allocation:
+    """The Place of a supervisor in job `job`, which has been restarted `restarts` times."""
+
+    def __init__(self, run: RunDir, recipe: Recipe, job: str, restarts: int) -> None:
+        self._run, self._recipe, self._job, self._restarts = run, recipe, job, restarts
+        self._cluster: cluster.Cluster | None = None
+        self._partition = ""
+        self._end: float | None = None  # of the allocation, on our monotonic clock
+        self._asked = 0.0
+        self._asking: threading.Thread | None = None
+        self._came_back = threading.Lock()
+
+    def enter(self, wait: Callable[[str], bool]) -> Mapping[str, str]:
+        if self._cluster is None:
+            with contextlib.suppress(SlurmError):
+                self._look()
+                self._cluster = cluster.read()
+                self._cancel_others()
+        return {}
+
+    def grace(self, wanted: float) -> float:
+        known = cluster.save_seconds(self._cluster, self._partition) if self._cluster else None
+        return min(wanted, known) if known else wanted
+
+    def parting(self) -> Verdict | None:
+        """The time limit, as late as is safe: twice what the slowest of the last stops took, and a margin."""
+        now = time.monotonic()
+        if now - self._asked > ASK and not (self._asking and self._asking.is_alive()):
+            self._asking = threading.Thread(target=self._look_again, daemon=True)
+            self._asking.start()
+        if self._end is None or now < self._end - self._needed():
+            return None
+        return Verdict("preempt", f"the job's time limit comes in {self._end - now:.0f} s", leave=True)
+
+    def explain(self) -> Verdict:
+        while True:
+            try:
+                return verdict(jobs.show(self._job), self._restarts)
+            except SlurmAway:
+                time.sleep(RETRY)  # until it answers, or the grace period is over
+            except SlurmError as error:
+                return Verdict("preempt", f"signalled, and {error.message}", leave=True)
+
+    def come_back(self, verdict: Verdict) -> None:
+        if self._recipe.slurm.come_back == "requeue" and not self._requeued():
+            return  # that ends the job at once: it is the last act
+        with self._came_back:
+            come_back(self._run, self._recipe, self._job, verdict.reason)
+
+    def leave(self) -> None:
+        """The job's devices stay the job's."""
+
+    def last_act(self, left: bool) -> None:
+        if not left:
+            with contextlib.suppress(SlurmError):
+                self._cancel_others()
+        elif self._recipe.slurm.come_back == "requeue" and not self._requeued():
+            requeue(self._run, self._recipe, self._job)
+
+    def about(self) -> dict[str, Any]:
+        grace = self.grace(self._recipe.restart.grace)
+        told: dict[str, Any] = {"job": self._job, "restarts": self._restarts, "save_budget": grace}
+        began = [row for row in read_jsonl(self._run.attempts) if row.get("job") == self._job]
+        if not began or began[-1].get("restarts") != self._restarts:
+            told |= self._return()
+        return told
+
+    def _return(self) -> dict[str, Any]:
+        """How this job came to go on with the run, how long that took, and how long Slurm would have held it."""
+        ends = [row for row in read_jsonl(self._run.attempts) if row.get("event") == "end"]
+        if not ends:
+            return {}
+        why = next((row for row in read_jsonl(self._run.jobs) if row.get("job") == self._job), {}).get("why")
+        hurried = self._recipe.slurm.come_back == "requeue"
+        way = "a fresh job" if not self._restarts else "requeue, hurried" if hurried else "Slurm's requeue"
+        after = round(max(0.0, time.time() - ends[-1].get("time", time.time())), 1)
+        hold = self._cluster.requeue_delay if self._cluster else None
+        saved = round(max(0.0, hold - after), 1) if hold and way != "Slurm's requeue" else 0.0
+        return {"returned": {"by": way, "why": why, "seconds": after, "slurm_holds": hold, "saved": saved}}
+
+    def _needed(self) -> float:
+        """Seconds before the limit at which to stop."""
+        lines = read_jsonl(self._run.attempts)
+        took = [row["seconds_to_stop"] for row in lines if row.get("seconds_to_stop")]
+        save = 2 * max(took[-3:]) if took else self._recipe.restart.grace
+        return min(save + MARGIN, self._recipe.restart.grace + MARGIN)
+
+    def _look(self) -> None:
+        """Learn partition and time left. Raises SlurmError."""
+        self._asked = time.monotonic()
+        job = jobs.show(self._job)
+        if job is not None:
+            self._partition = job.partition
+            self._end = None if job.left is None else self._asked + job.left
+
+    def _look_again(self) -> None:
+        with contextlib.suppress(SlurmError):
+            self._look()
+
+    def _requeued(self) -> bool:
+        """Whether Slurm requeues this job by itself."""
+        try:
+            job = jobs.show(self._job)
+        except SlurmError:
+            return False
+        return job is not None and job.restarts > self._restarts
+
+    def _cancel_others(self) -> None:
+        """A job of this run that waits while we hold it has come twice: Slurm requeued it, too."""
+        others = [job.id for job in jobs.queue(self._run.id) if job.pending and job.id != self._job]
+        if others:
+            call("scancel", *others)
+
+
+def come_back(run: RunDir, recipe: Recipe, job: str, why: str) -> None:
+    """Submit the job in which the run goes on after `job`, unless there is one. Tries until Slurm answers."""
+    from launcher.supervisor.job.submission import submit
+
+    while True:
+        try:
+            if not any(other.id != job and other.pending for other in jobs.queue(run.id)):
+                rows = [row for row in read_jsonl(run.jobs) if row.get("job") == job] or [{}]
+                submit(run, recipe, why, rows[-1].get("gpus"), rows[-1].get("nodes"))
+            return
+        except SlurmAway:
+            time.sleep(RETRY)
+        except SlurmError as error:
+            append_json(run.jobs, {"job": None, "why": why, "error": error.message, "time": time.time()})
+            return
+
+
+def requeue(run: RunDir, recipe: Recipe, job: str) -> None:
+    """Requeue our own job, which ends it, and leave somebody behind who takes Slurm's hold from it."""
+    argv = [sys.executable, "-P", "-m", "launcher.supervisor.job.hurry", job]
+    subprocess.Popen(argv, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        call("scontrol", "requeue", job)
+    except SlurmError:  # JobRequeue=0, or the job is not one that can be
+        come_back(run, recipe, job, "could not be requeued")
