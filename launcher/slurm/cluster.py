@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from launcher.slurm import profile
 from launcher.slurm.commands import SlurmError, call
 from launcher.slurm.jobs import seconds
 
@@ -128,8 +129,9 @@ def save_seconds(cluster: Cluster, partition: str | None, qos: str | None = None
     found = cluster.partition(partition)
     if found is None:
         return None
-    grace = cluster.grace(found, qos)
-    whole = grace + cluster.kill_wait
+    grace, kill = cluster.grace(found, qos), float(cluster.kill_wait)
+    measured = profile.kill_after(cluster.name)
+    whole = grace + (kill if measured is None else min(kill, measured))
     return max(whole - (2.0 if grace else 1.0), whole / 2)
 
 

@@ -1,0 +1,237 @@
+"""Pure: what a cluster's settings, a probe and a node amount to for a run, in plain words."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from launcher.slurm.cluster import Cluster, Partition, hours, save_seconds
+from launcher.slurm.probe import ROLES, Found
+
+SHORT, TIGHT = (
+    10.0,
+    30.0,
+)  # seconds to save in: below the first a run loses its steps since the last checkpoint
+SLOW_DISK = 5.0  # seconds for a file to the node and back
+SMALL, LITTLE = 1 << 30, 20 << 30  # bytes free: no checkpoint fits; few do
+FILES = 4096  # open files that loaders of data and torch's own sharing may need
+WHO = {"task": "the supervisor", "child": "torchrun", "grandchild": "its workers"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`means`: for a run. `do`: what to change, if anything."""
+
+    check: str
+    state: Literal["good", "note", "bad"]
+    found: str
+    means: str
+    do: str = ""
+
+    def record(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def of_cluster(
+    cluster: Cluster, partition: Partition, qos: str | None, wanted: float | None
+) -> list[Finding]:
+    """`wanted`: seconds to save in that the recipe counts on, if there is one."""
+    return [
+        _grace(cluster, partition, qos, wanted),
+        _preemption(cluster, partition),
+        _user_signal(cluster),
+        _requeue(cluster),
+        _limits(partition),
+        *_qos(cluster, qos or partition.qos),
+        _accounting(cluster),
+    ]
+
+
+def _grace(cluster: Cluster, partition: Partition, qos: str | None, wanted: float | None) -> Finding:
+    grace, left = cluster.grace(partition, qos), save_seconds(cluster, partition.name, qos) or 0.0
+    found = f"GraceTime is {grace} s, KillWait {cluster.kill_wait} s"
+    means = f"from the first signal of a preemption there are {left:g} s to save in"
+    do = f"Ask for a GraceTime of 60 or more on {partition.name}; until then, checkpoint.every: 5m or less."
+    if left < SHORT:
+        return Finding("grace", "bad", found, f"{means}: a model of any size is not saved by then", do)
+    if left < TIGHT:
+        return Finding("grace", "note", found, f"{means}: enough for a small model", do)
+    if wanted and wanted > left:
+        means += f"; the recipe's restart.grace of {wanted:g} s is cut to that"
+    return Finding("grace", "good", found, means)
+
+
+def _preemption(cluster: Cluster, partition: Partition) -> Finding:
+    mode = partition.preempt_mode if cluster.preempt_type != "preempt/none" else "OFF"
+    found = f"{cluster.preempt_type}, PreemptMode of {partition.name} is {mode}"
+    if mode == "OFF":
+        return Finding("preemption", "good", found, "no other job takes a run's nodes away")
+    if "REQUEUE" in mode or "CANCEL" in mode:
+        return Finding("preemption", "good", found, "a preempted run saves, leaves, and is brought back")
+    means = "a preempted run stands still where it is, keeps its memory, and goes on later; nothing is saved"
+    return Finding("preemption", "note", found, means, "Set restart.hang to more than such a pause may last.")
+
+
+def _user_signal(cluster: Cluster) -> Finding:
+    if cluster.user_signal:
+        means = (
+            "the signal that a job names comes first, SIGTERM at the end of GraceTime; both make a run save"
+        )
+        return Finding("signal", "good", "preemption sends the job's own signal", means)
+    means = "SIGTERM comes at the beginning and again at the end of GraceTime; the first makes a run save"
+    return Finding("signal", "good", "preemption sends SIGTERM", means)
+
+
+def _requeue(cluster: Cluster) -> Finding:
+    found = f"JobRequeue is {int(cluster.job_requeue)}, a requeued job waits {cluster.requeue_delay} s"
+    means = "slurm.come_back: submit does not wait for that, and requeue has the wait lifted"
+    return Finding("return", "good", found, means)
+
+
+def _limits(partition: Partition) -> Finding:
+    longest = "no limit" if partition.max_time is None else hours(partition.max_time)
+    default = partition.default_time or partition.max_time
+    found = f"{partition.name}: {partition.nodes} nodes of {partition.gpus} GPUs, {partition.cpus} cores, "
+    found += f"{partition.memory} MB; MaxTime {longest}"
+    if partition.state != "UP":
+        do = "Name another one with --partition."
+        return Finding(
+            "limits", "bad", found, f"{partition.name} is {partition.state}: nothing starts there", do
+        )
+    if default is None:
+        return Finding("limits", "good", found, "a run goes on in one allocation until it is finished")
+    means = f"without resources.time an allocation lasts {hours(default)}; the run goes on in the next one"
+    return Finding("limits", "good", found, means)
+
+
+def _qos(cluster: Cluster, name: str | None) -> list[Finding]:
+    qos = cluster.qos.get(name or "normal")
+    if qos is None:
+        return []
+    found = f"QOS {qos.name}: GraceTime {qos.grace} s, PreemptMode {qos.preempt_mode}"
+    if qos.max_time is None:
+        return [Finding("qos", "good", found, "it sets no limit of its own to an allocation's time")]
+    return [Finding("qos", "good", found, f"an allocation lasts {hours(qos.max_time)} at most")]
+
+
+def _accounting(cluster: Cluster) -> Finding:
+    if cluster.accounting:
+        return Finding("accounting", "good", "slurmdbd is there", "accounts and QOS are checked by Slurm")
+    means = "nothing is lost: what became of a run is in its own folder; Slurm ignores account and qos"
+    return Finding("accounting", "good", "there is no slurmdbd", means)
+
+
+def of_probe(cluster: Cluster, found: Found) -> list[Finding]:
+    return [*_signals(cluster, found), _folder(found), _clock(found)]
+
+
+def _signals(cluster: Cluster, found: Found) -> list[Finding]:
+    track = f"proctrack/{cluster.proctrack}"
+    if not found.reached:
+        do = "Ask who runs the cluster why `scancel --signal=TERM JOB.0` reaches no task."
+        means = "a run hears of its preemption only when it is killed: it falls back to its last checkpoint"
+        return [Finding("reach", "bad", f"{track}: a step's SIGTERM reached nobody", means, do)]
+    people = " and ".join(WHO[role] for role in found.reached)
+    means = "the supervisor stops torchrun and its workers, so each is told once and in time"
+    if "grandchild" in found.reached:
+        means = "torchrun and the workers hear it as well as the supervisor, which is prepared for it"
+    made = [Finding("reach", "good", f"{track}: a step's SIGTERM reaches {people}", means)]
+    if found.kill_after is None:
+        made.append(
+            Finding("kill", "note", "no SIGTERM came with the cancellation", "the budget is KillWait's")
+        )
+    else:
+        words = f"SIGKILL came {found.kill_after:g} s after SIGTERM; KillWait is {cluster.kill_wait} s"
+        less = min(found.kill_after, float(cluster.kill_wait))
+        made.append(Finding("kill", "good", words, f"the budget for a save counts {less:g} s for it"))
+    if found.outlived:
+        alive = " and ".join(WHO[role] for role in ROLES if role in found.outlived)
+        means = (
+            "what is alive at SIGKILL keeps its GPU; the supervisor therefore ends its workers before that"
+        )
+        do = "Ask for ProctrackType=proctrack/cgroup."
+        made.append(Finding("orphans", "note", f"{track}: SIGKILL did not reach {alive}", means, do))
+    return made
+
+
+def _folder(found: Found) -> Finding:
+    words = f"a file was seen on {found.node['host']} and its answer here within {found.round_trip:.1f} s"
+    if found.round_trip > SLOW_DISK:
+        means = "`launch status` and `launch stop` are late by as much, for the disk's cache"
+        return Finding("folder", "note", words, means, "Put LAUNCH_RUNS on a disk that caches less.")
+    return Finding("folder", "good", words, "runs can be watched and stopped from here")
+
+
+def _clock(found: Found) -> Finding:
+    words = f"the clock of {found.node['host']} is {found.clock:+.1f} s off ours (± {found.clock_error:.1f})"
+    return clock(words, abs(found.clock) - found.clock_error)
+
+
+def clock(words: str, off: float) -> Finding:
+    if off > 300:
+        means = "times in `launch status` are wrong, and S3 refuses requests from 15 minutes on"
+        return Finding("clock", "bad", words, means, "Have the clock set (chrony, ntp).")
+    if off > 5:
+        return Finding("clock", "note", words, "times in `launch status` are off by as much; nothing else is")
+    return Finding("clock", "good", words, "times can be trusted")
+
+
+def of_node(node: dict[str, Any], device: str, gpus: int, cores: int | None) -> list[Finding]:
+    """`gpus`: how many a run would use there; `cores`: how many were asked for, if any were."""
+    return [*_gpus(node, device, gpus), _torch(node), *_disk(node), *_processes(node, cores)]
+
+
+def _gpus(node: dict[str, Any], device: str, wanted: int) -> list[Finding]:
+    have = node["gpus"]
+    if device == "cpu":
+        return []
+    if not have["count"]:
+        means = "a run with resources.device: cuda fails at its start"
+        do = "Install the NVIDIA driver, name nodes that have one, or set resources.device=cpu."
+        return [Finding("gpus", "bad", f"no GPU on {node['host']}: {have['why']}", means, do)]
+    found = f"{have['count']} {have['name']} on {node['host']}, driver {have['driver']}"
+    if have["count"] < wanted:
+        do = f"Set resources.gpus to {have['count']}."
+        return [Finding("gpus", "bad", found, f"{wanted} are asked for: a run fails at its start", do)]
+    return [Finding("gpus", "good", found, "nvidia-smi answers; there are as many as are asked for")]
+
+
+def _torch(node: dict[str, Any]) -> Finding:
+    torch = node["torch"]
+    if torch["version"] is None:
+        do = "pip install torch, into the environment that `launch` is in."
+        return Finding("torch", "bad", f"{node['host']} finds no torch", "no run can start", do)
+    found = f"torch {torch['version']}"
+    if not torch["shutdown_timeout"]:
+        means = "torchrun does not know --shutdown-timeout and ends workers 30 s after a signal, saved or not"
+        return Finding("torch", "bad", found, means, "Install torch 2.11 or newer.")
+    return Finding("torch", "good", found, "torchrun waits for a save as long as it is told to")
+
+
+def _disk(node: dict[str, Any]) -> list[Finding]:
+    made = []
+    for place, free in node["free"].items():
+        found = f"{free / 2**30:.1f} GiB free in {place}"
+        if free < SMALL:
+            means, do = "a checkpoint does not fit", "Make room, or set LAUNCH_RUNS to another disk."
+            made.append(Finding("disk", "bad", found, means, do))
+        elif free < LITTLE:
+            means, do = "few checkpoints fit", "Make room, or lower checkpoint.keep."
+            made.append(Finding("disk", "note", found, means, do))
+        else:
+            made.append(Finding("disk", "good", found, "there is room for checkpoints"))
+    return made
+
+
+def _processes(node: dict[str, Any], cores: int | None) -> list[Finding]:
+    made = []
+    if cores and node["cores"] < cores:
+        found = f"{node['cores']} cores may be used, {cores} were asked for"
+        means = "workers share cores, and the loading of data slows them down"
+        do = "Unset SLURM_CPU_BIND, or have the node's cores counted right."
+        made.append(Finding("cores", "note", found, means, do))
+    else:
+        found = f"{node['cores']} cores may be used" + (f", {cores} were asked for" if cores else "")
+        made.append(Finding("cores", "good", found, "no binding holds a run to fewer"))
+    if 0 <= node["files"] < FILES:
+        found, means = f"{node['files']} open files at most", "many loader workers may fail for want of more"
+        made.append(Finding("ulimit", "note", found, means, f"ulimit -n {FILES}, or ask for it."))
+    return made
