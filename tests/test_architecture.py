@@ -16,7 +16,7 @@ LAUNCHER = [
     {"cli"},
     {"backends"},
     {"supervisor"},
-    {"mirror", "recipe", "slurm"},
+    {"mirror", "recipe", "slurm", "activation"},
     {"checkpoints", "storage"},
     {"rundir", "environ"},
     {"errors"},

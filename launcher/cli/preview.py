@@ -43,6 +43,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     window = f", a window of the session {recipe.tmux.session}" if plan.backend == "tmux" else ""
     yield "backend", plan.backend + window
     yield "resources", _resources(recipe.resources)
+    if plan.activation.argv:
+        yield "env", _environment(plan)
     yield "checkpoint", f"every {recipe.checkpoint.every}, the last {recipe.checkpoint.keep} are kept"
     yield "stopping", f"{restart.grace:g} s to save and leave"
     pauses = f"pauses from {restart.backoff:g} s, a standstill of {restart.hang:g} s is a hang"
@@ -63,6 +65,13 @@ def _resources(resources: Resources) -> str:
     nodes = f" on each of {resources.nodes} nodes" if resources.nodes > 1 else ""
     least = f" (at least {resources.min_gpus})" if resources.min_gpus > 1 else ""
     return f"{resources.gpus} {unit}{nodes}{least}"
+
+
+def _environment(plan: Plan) -> str:
+    env = plan.recipe.env
+    modules = f"modules {', '.join(env.modules)}" if env.modules else ""
+    setup = f"{len(env.setup)} line{'s' * (len(env.setup) > 1)} of setup" if env.setup else ""
+    return ", ".join(filter(None, [modules, plan.activation.python, setup]))
 
 
 def _wrapped(argv: tuple[str, ...]) -> list[str]:

@@ -4,7 +4,6 @@ A dry run is the same code up to the last call.
 """
 
 import contextlib
-import getpass
 import os
 import re
 import shutil
@@ -18,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from launcher import rundir
+from launcher import environ, rundir
+from launcher.activation import Activation
 from launcher.cli import snapshot
 from launcher.errors import LaunchError, StoreAway, UserError
 from launcher.recipe import Flags, Recipe, environment, load_frozen, parse, program, resolve
@@ -39,10 +39,12 @@ class Plan:
     record: dict[str, Any]  # run.json
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    activation: Activation = field(default_factory=Activation)
 
     def command(self) -> torchrun.Command:
         """What would start the first attempt."""
-        return torchrun.command(self.recipe, self.run, 1, self.recipe.resources.gpus, self.record, os.environ)
+        gpus, entered = self.recipe.resources.gpus, self.activation
+        return torchrun.command(self.recipe, self.run, 1, gpus, self.record, os.environ, activation=entered)
 
 
 def plan(
@@ -62,10 +64,12 @@ def plan(
             url = _here(plan, document, dry)
         finally:  # what is wrong with the recipe is said rather than what is wrong with the place
             findings = asked.result()
-            if findings.machine and not dry and plan.backend != "slurm":  # the job runs elsewhere
-                raise document.error(findings.machine)
-    plan.warnings += [str(document.error([problem])) for problem in findings.machine]
+            problems = findings.environment + findings.machine
+            if not dry:
+                _refuse(document, findings, plan.backend)
+    plan.warnings += [str(document.error([problem])) for problem in problems]
     plan.notes += findings.notes
+    plan.activation = findings.activation
     plan.record = _record(plan, key, url)
     return plan
 
@@ -77,8 +81,7 @@ def check_again(run: RunDir, flags: Flags, backend: str) -> Recipe:
     record = rundir.read_json(run.run) or {}
     prefix = (record.get("git") or {}).get("prefix") or ""
     findings = program.check(recipe, document, run.code / prefix, here=backend != "slurm")
-    if findings.machine and backend != "slurm":
-        raise document.error(findings.machine)
+    _refuse(document, findings, backend)
     _backend_check(backend, recipe, document)
     if str(record.get("url")).startswith("s3://"):
         environment.check_credentials_travel(os.environ, backend, recipe.storage.profile)
@@ -178,6 +181,13 @@ def _tell(plan: Plan, error: LaunchError, dry: bool) -> None:
     plan.warnings.append(error.message)
 
 
+def _refuse(document: Document, findings: program.Findings, backend: str) -> None:
+    """Raise RecipeError for what would not work. What only this machine lacks, a job elsewhere may have."""
+    problems = findings.environment + (findings.machine if backend != "slurm" else [])
+    if problems:
+        raise document.error(problems)
+
+
 def _backend_check(name: str, recipe: Recipe, document: Document) -> None:
     from launcher.backends import BACKENDS
 
@@ -210,7 +220,7 @@ def _store(recipe: Recipe, backend: str) -> str | None:
 
 def _record(plan: Plan, key: str, url: str | None) -> dict[str, Any]:
     """run.json."""
-    user = getpass.getuser()
+    user = environ.user()
     prefix = re.sub(r"[^A-Za-z0-9._-]", "_", user).lstrip(".") or "_"
     return {
         "schema": 1,

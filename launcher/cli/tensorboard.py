@@ -1,6 +1,5 @@
 """`launch tensorboard`: TensorBoard over runs, on this machine only, on a free port."""
 
-import getpass
 import importlib.util
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import click
 
 from launcher.cli import status
+from launcher.environ import user
 from launcher.errors import UserError
 from launcher.rundir import find_run, runs_root
 
@@ -29,7 +29,7 @@ def serve(specs: Sequence[str]) -> int:
         for folder in folders:  # a link per run: they show under their ids, also those that have not begun
             Path(shown, folder.name).symlink_to(folder / "tensorboard")
         click.echo(f"TensorBoard over {len(folders)} runs: http://127.0.0.1:{port}")
-        click.echo(f"from another machine: ssh -L {port}:127.0.0.1:{port} {getpass.getuser()}@{host}")
+        click.echo(f"from another machine: ssh -L {port}:127.0.0.1:{port} {user()}@{host}")
         argv = [sys.executable, "-m", "tensorboard.main", "--logdir", shown]
         argv += ["--host", "127.0.0.1", "--port", str(port), "--reload_multifile", "true"]
         server = subprocess.Popen(argv)

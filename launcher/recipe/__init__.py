@@ -142,6 +142,8 @@ def _across(recipe: Recipe, document: Document) -> Iterator[Problem]:
     program, resources = recipe.program, recipe.resources
     if (program.module is None) == (program.script is None):
         yield Problem(("program",), "`program` names either a `module` or a `script`")
+    if recipe.env.conda is not None and recipe.env.venv is not None:
+        yield Problem(("env", "venv"), "`env` names either a `conda` environment or a `venv`")
     have = resources.gpus * resources.nodes
     if have < resources.min_gpus:
         what = ("GPU" if resources.device == "cuda" else "worker") + "s" * (have != 1)

@@ -3,6 +3,7 @@
 Importing this costs nothing: boto3 is imported when an `s3://` store is opened.
 """
 
+import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -51,7 +52,7 @@ def open_store(url: str, settings: StoreSettings | None = None) -> Store:
     from launcher.storage.folder import FolderStore
 
     if not separator:
-        return FolderStore(Path(url).expanduser().absolute())
+        return FolderStore(Path(os.path.expanduser(url)).absolute())  # noqa: PTH111 - Path's own raises without a home
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
         raise UserError(

@@ -6,6 +6,7 @@ Why it crashed, in one sentence: the rank that failed first, how, and its traceb
 import re
 from pathlib import Path
 
+from launcher import activation
 from launcher.checkpoints import checkpoints
 from launcher.rundir import RunDir, read_json
 from launcher.supervisor.restart import End, classify, exit_words
@@ -38,6 +39,8 @@ def judge(run: RunDir, number: int, asked: Asked | None, exit_status: int | None
 def crash_reason(run: RunDir, attempt: int, exit_status: int) -> str:
     """A sentence for `reason`; never raises, however little there is to read."""
     torchrun = _tail(run.torchrun_log(attempt))
+    if early := activation.gave_up(torchrun, exit_status):
+        return early
     cause = ROOT_CAUSE.search(torchrun)
     if cause is None:
         return _with(f"torchrun {exit_words(exit_status)}", _last_error(torchrun))

@@ -8,8 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from launcher import activation
 from launcher.errors import Taken, UserError
 from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
@@ -126,7 +128,6 @@ class Supervisor:
             self._write(lambda: self._run.final.unlink(missing_ok=True))
         grace = self._place.grace(self._recipe.restart.grace)
         environ = os.environ | devices
-        command = torchrun.command(self._recipe, self._run, number, self._gpus, self._record, environ, grace)
         workers = f"{self._gpus} worker{'s' * (self._gpus > 1)}"
         self._say(f"attempt {number} of {self._run.id}: {workers} on {os.uname().nodename}")
         watch = Watch(
@@ -141,8 +142,12 @@ class Supervisor:
             self._tick,
         )
         try:
+            entered = activation.find(self._recipe.env, Path(self._record["workdir"]), environ)
+            command = torchrun.command(
+                self._recipe, self._run, number, self._gpus, self._record, environ, grace, entered
+            )
             attempt = Attempt(self._run, number, command)
-        except OSError as error:
+        except (OSError, activation.Unusable) as error:
             end, resumed = restart.End("crashed", f"torchrun did not start: {error}"), None
         else:
             watch.see(attempt, grace)

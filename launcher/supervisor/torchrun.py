@@ -6,18 +6,38 @@ rank.py, which gives every worker a log of its own. Reasons and measurements: do
 
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.environ import clean
+from launcher.activation import Activation
+from launcher.environ import clean, user
 from launcher.rundir import RunDir
 from launcher.supervisor import rank
 
 if TYPE_CHECKING:
     from launcher.recipe import Recipe
+
+PATIENCE = 120  # seconds that nodes wait for each other
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the torchruns of several nodes meet, at node 0, and which of them this is."""
+
+    host: str
+    port: int
+    nodes: int
+    node: int
+
+    def options(self) -> list[str]:
+        """Static: the launcher numbers the nodes, so that every attempt has the same ranks on node 0."""
+        return [
+            *(f"--nnodes={self.nodes}", f"--node-rank={self.node}"),
+            *(f"--master-addr={self.host}", f"--master-port={self.port}"),
+            f"--rdzv-conf=timeout={PATIENCE}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -35,25 +55,33 @@ def command(
     record: Mapping[str, Any],
     base: Mapping[str, str],
     grace: float | None = None,
+    activation: Activation | None = None,
+    meeting: Meeting | None = None,
 ) -> Command:
-    """What starts attempt `attempt` of `run` on `gpus` workers.
+    """What starts attempt `attempt` of `run` on `gpus` workers; with a `meeting`, that many on each node.
 
     `record` is run.json's object, `base` the environment of the caller, `grace` the seconds from a stop
-    signal to SIGKILL, if not the recipe's. Nothing is looked up or started.
+    signal to SIGKILL, if not the recipe's, `activation` how the environment of `env` is entered. Nothing is
+    looked up or started.
     """
+    activation = activation or Activation()
+    python = activation.python
     workdir = Path(record["workdir"])
     program, paths = _program(recipe, run, record)
     budget = save_budget(grace or recipe.restart.grace)
     argv = [
-        *(sys.executable, "-P", "-m", "torch.distributed.run"),
-        *("--nnodes=1", f"--nproc-per-node={gpus}", "--max-restarts=0"),
+        *activation.argv,
+        *(python, "-P", "-m", "torch.distributed.run"),
+        *(meeting.options() if meeting else ["--nnodes=1"]),
+        *(f"--nproc-per-node={gpus}", "--max-restarts=0"),
         f"--shutdown-timeout={math.ceil(budget)}",
         f"--log-dir={os.devnull}",  # else it leaves a folder in /tmp at every start; the logs are rank.py's
         # -I -S: rank.py needs no packages, and starts in a few ms without them
-        *("--no-python", sys.executable, "-I", "-S", rank.__file__),
-        *(sys.executable, "-u", *program, *recipe.program.args),
+        *("--no-python", python, "-I", "-S", rank.__file__),
+        *(python, "-u", *program, *recipe.program.args),
     ]
     env = clean(base) | record.get("env", {}) | recipe.env.vars
+    env.setdefault("USER", user(env))  # torch and others ask for it, and fail where nothing else says it
     if gpus > 1:
         env.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default, which it warns of
     if recipe.resources.device == "cpu":
@@ -73,6 +101,8 @@ def command(
         "LAUNCH_RECIPE_HASH": record.get("recipe_hash") or recipe.hash(),
         "LAUNCH_GIT_COMMIT": (record.get("git") or {}).get("commit") or "",
     }
+    if meeting:
+        env["LAUNCH_NODE"] = str(meeting.node)
     return Command(tuple(argv), env, workdir)
 
 
