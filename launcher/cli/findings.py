@@ -36,7 +36,7 @@ def of_cluster(
     """`wanted`: seconds to save in that the recipe counts on, if there is one."""
     return [
         _grace(cluster, partition, qos, wanted),
-        _preemption(cluster, partition),
+        _preemption(cluster, partition, qos),
         _user_signal(cluster),
         _requeue(cluster),
         _limits(partition),
@@ -49,6 +49,9 @@ def _grace(cluster: Cluster, partition: Partition, qos: str | None, wanted: floa
     grace, left = cluster.grace(partition, qos), save_seconds(cluster, partition.name, qos) or 0.0
     found = f"GraceTime is {grace} s, KillWait {cluster.kill_wait} s"
     means = f"from the first signal of a preemption there are {left:g} s to save in"
+    if _mode(cluster, partition, qos) == "OFF":
+        means = f"{partition.name} is not preempted; a run that is cancelled has {left:g} s to save in"
+        return Finding("grace", "good", found, means)
     do = f"Ask for a GraceTime of 60 or more on {partition.name}; until then, checkpoint.every: 5m or less."
     if left < SHORT:
         return Finding("grace", "bad", found, f"{means}: a model of any size is not saved by then", do)
@@ -59,8 +62,20 @@ def _grace(cluster: Cluster, partition: Partition, qos: str | None, wanted: floa
     return Finding("grace", "good", found, means)
 
 
-def _preemption(cluster: Cluster, partition: Partition) -> Finding:
-    mode = partition.preempt_mode if cluster.preempt_type != "preempt/none" else "OFF"
+def _mode(cluster: Cluster, partition: Partition, qos: str | None) -> str:
+    """What becomes of a preempted job: its partition's, or with preempt/qos its QOS's PreemptMode."""
+    if cluster.preempt_type == "preempt/none":
+        return "OFF"
+    if cluster.preempt_type == "preempt/qos":
+        found = cluster.qos.get(qos or partition.qos or "normal")
+        return (
+            found.preempt_mode.upper() if found and found.preempt_mode != "cluster" else cluster.preempt_mode
+        )
+    return partition.preempt_mode
+
+
+def _preemption(cluster: Cluster, partition: Partition, qos: str | None) -> Finding:
+    mode = _mode(cluster, partition, qos)
     found = f"{cluster.preempt_type}, PreemptMode of {partition.name} is {mode}"
     if mode == "OFF":
         return Finding("preemption", "good", found, "no other job takes a run's nodes away")
@@ -174,24 +189,28 @@ def clock(words: str, off: float) -> Finding:
     return Finding("clock", "good", words, "times can be trusted")
 
 
-def of_node(node: dict[str, Any], device: str, gpus: int, cores: int | None) -> list[Finding]:
-    """`gpus`: how many a run would use there; `cores`: how many were asked for, if any were."""
+def of_node(node: dict[str, Any], device: str, gpus: int | None, cores: int | None) -> list[Finding]:
+    """`gpus`, `cores`: how many were asked for there, if any were."""
     return [*_gpus(node, device, gpus), _torch(node), *_disk(node), *_processes(node, cores)]
 
 
-def _gpus(node: dict[str, Any], device: str, wanted: int) -> list[Finding]:
+def _gpus(node: dict[str, Any], device: str, wanted: int | None) -> list[Finding]:
     have = node["gpus"]
     if device == "cpu":
         return []
     if not have["count"]:
         means = "a run with resources.device: cuda fails at its start"
         do = "Install the NVIDIA driver, name nodes that have one, or set resources.device=cpu."
-        return [Finding("gpus", "bad", f"no GPU on {node['host']}: {have['why']}", means, do)]
+        return [
+            Finding(
+                "gpus", "bad" if wanted else "note", f"no GPU on {node['host']}: {have['why']}", means, do
+            )
+        ]
     found = f"{have['count']} {have['name']} on {node['host']}, driver {have['driver']}"
-    if have["count"] < wanted:
+    if have["count"] < (wanted or 0):
         do = f"Set resources.gpus to {have['count']}."
         return [Finding("gpus", "bad", found, f"{wanted} are asked for: a run fails at its start", do)]
-    return [Finding("gpus", "good", found, "nvidia-smi answers; there are as many as are asked for")]
+    return [Finding("gpus", "good", found, "a run finds what it needs")]
 
 
 def _torch(node: dict[str, Any]) -> Finding:

@@ -194,6 +194,21 @@ def validate(recipes: tuple[Path, ...]) -> int:
 
 
 @cli.command()
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--partition", help="Slurm's partition; default: the recipe's, or the cluster's own.")
+@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
+def doctor(recipe: Path | None, partition: str | None, as_json: bool) -> int:
+    """Find out what this cluster or workstation will do to a run.
+
+    On Slurm it submits a job of some seconds. With RECIPE, for what that asks for. Exit status 1 if something
+    is bad.
+    """
+    from launcher.cli.doctor import doctor as examine
+
+    return examine(recipe, partition, as_json)
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     verbs.schema()

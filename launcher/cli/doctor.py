@@ -1,0 +1,148 @@
+"""`launch doctor`: asks the cluster, a node of it or this machine, and the store; says what that means."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from launcher.cli import examine
+from launcher.cli.findings import Finding, of_cluster, of_node, of_probe
+from launcher.errors import UserError
+from launcher.recipe import Recipe, parse, resolve
+from launcher.recipe.document import Problem
+from launcher.rundir import runs_root
+from launcher.slurm import cluster as slurm
+from launcher.slurm import commands, probe_task, profile
+from launcher.slurm.cluster import Cluster, Partition
+from launcher.slurm.commands import SlurmAway, SlurmError
+from launcher.slurm.options import options
+from launcher.slurm.probe import CORES, Blind, probe
+from launcher.storage import StoreSettings
+
+SCHEMA = 1
+COLOURS = {"good": "green", "note": "yellow", "bad": "bold red"}
+Say = Callable[[str], None]
+
+
+def doctor(path: Path | None, partition: str | None, as_json: bool) -> int:
+    """Print the findings; 1 if any is bad. Raises RecipeError, UserError."""
+    flags = {"slurm.partition": (f"--partition {partition}", partition)} if partition else {}
+    document = resolve(path, (), flags) if path else None
+    recipe = parse(document) if document else None
+    with Console(stderr=True).status("asking Slurm") as status:
+        found, notes = _cluster()
+        if found:
+            place = found.partition(recipe.slurm.partition if recipe else partition)
+            if recipe and document and (wrong := slurm.check_asked(found, recipe)):
+                raise document.error(Problem(loc, sentence) for loc, sentence in wrong)
+            if place is None:
+                raise UserError(_no_partition(found, partition), f"There are: {', '.join(found.partitions)}.")
+            findings = on_cluster(found, place, recipe, status.update)
+        else:
+            findings = notes + workstation(recipe)
+        status.update("asking the store")
+        findings += _store(recipe)
+    head = f"cluster {found.name}, Slurm {found.version}, partition {place.name}" if found and place else ""
+    if as_json:
+        told = asdict(found) | {"partition": place.name} if found and place else None
+        print(json.dumps({"schema": SCHEMA, "cluster": told, "findings": [one.record() for one in findings]}))
+    else:
+        _show(head or "this machine", findings)
+    return int(any(one.state == "bad" for one in findings))
+
+
+def on_cluster(cluster: Cluster, partition: Partition, recipe: Recipe | None, say: Say) -> list[Finding]:
+    """What the configuration says, and what a job finds; its figures are kept for the budget of runs."""
+    told = {"program": {"script": "probe"}, "slurm": {"partition": partition.name}}
+    told |= {"resources": {"device": "cuda" if partition.gpus else "cpu"}}
+    asked = recipe or Recipe.model_validate(told)
+    qos = asked.slurm.qos
+    grace = recipe.restart.grace if recipe else None
+    device = asked.resources.device
+    say("submitting a probe")
+    try:
+        found = probe(_small(options(asked), device), runs_root(), cluster.kill_wait, say)
+    except (Blind, SlurmError, OSError) as error:
+        return [*of_cluster(cluster, partition, qos, grace), _blind(error)]
+    made = of_probe(cluster, found) + of_node(found.node, device, 1, CORES)
+    try:
+        profile.write(cluster.name, found.kill_after, found.reached)
+    except OSError as error:
+        means = "later runs count with the cluster's KillWait instead of what was measured"
+        made.append(Finding("profile", "note", f"cannot be kept: {error}", means, "Set XDG_CONFIG_HOME."))
+    return [*of_cluster(cluster, partition, qos, grace), *made]  # now that the profile is known
+
+
+def workstation(recipe: Recipe | None) -> list[Finding]:
+    """What runs find on this machine."""
+    root = runs_root()
+    while not root.is_dir():
+        root = root.parent
+    wants = recipe.resources if recipe else None
+    node = probe_task.node(root / "probe")
+    return [
+        examine.tmux(),
+        *of_node(node, wants.device if wants else "cuda", wants.gpus if wants else None, None),
+    ]
+
+
+def _cluster() -> tuple[Cluster | None, list[Finding]]:
+    """The cluster, or why this machine is looked at instead."""
+    instead = "this machine is looked at instead"
+    if not commands.here():
+        return None, [Finding("slurm", "note", "there is no sbatch here", f"no submit host; {instead}")]
+    try:
+        return slurm.read(), []
+    except SlurmAway as error:
+        return None, [
+            Finding("slurm", "bad", error.message, f"no job can be submitted; {instead}", error.hint)
+        ]
+
+
+def _small(asked: dict[str, str], device: str) -> dict[str, str]:
+    """The options that a run would have, for a job that asks for as little as it can and never comes back."""
+    kept = {name: value for name, value in asked.items() if name not in ("requeue", "mem", "gres", "nice")}
+    return kept | ({"gres": "gpu:1"} if device == "cuda" else {})
+
+
+def _blind(error: Blind | SlurmError | OSError) -> Finding:
+    means = "not known: who gets which signal, when SIGKILL comes, whether a node sees the runs, what it has"
+    if isinstance(error, OSError):
+        return Finding(
+            "probe", "bad", str(error), means, "Set LAUNCH_RUNS to a folder that you may write to."
+        )
+    harmless = isinstance(error, Blind) and not error.bad
+    return Finding("probe", "note" if harmless else "bad", error.message, means, error.hint)
+
+
+def _no_partition(cluster: Cluster, named: str | None) -> str:
+    return f"there is no partition `{named}` in {cluster.name}" if named else "there is no default partition"
+
+
+def _store(recipe: Recipe | None) -> list[Finding]:
+    wants = recipe.storage if recipe else None
+    url = (wants and wants.url) or os.environ.get("LAUNCH_STORAGE") or None
+    settings = StoreSettings(wants.endpoint, wants.region, wants.profile) if wants else StoreSettings()
+    return examine.store(url, settings)
+
+
+def _show(head: str, findings: list[Finding]) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console.print(Text(f"launch doctor: {head}", style="bold"))
+    made = Table.grid(padding=(0, 2))
+    made.add_column(no_wrap=True)
+    made.add_column(no_wrap=True, style="bold")
+    made.add_column(overflow="fold")
+    for one in findings:
+        said = Text(one.found)
+        said.append(f"\n{one.means}", style="dim")
+        if one.do and one.state != "good":
+            said.append(f"\n-> {one.do}")
+        made.add_row(Text(one.state, style=COLOURS[one.state]), one.check, said)
+    console.print(made)
