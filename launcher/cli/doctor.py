@@ -38,7 +38,7 @@ def doctor(path: Path | None, partition: str | None, as_json: bool) -> int:
     with Console(stderr=True).status("asking Slurm") as status:
         found, notes = _cluster()
         if found:
-            place = found.partition(recipe.slurm.partition if recipe else partition)
+            place = found.partition(options(recipe).get("partition") if recipe else partition)
             if recipe and document and (wrong := slurm.check_asked(found, recipe)):
                 raise document.error(Problem(loc, sentence) for loc, sentence in wrong)
             if place is None:
@@ -62,12 +62,13 @@ def on_cluster(cluster: Cluster, partition: Partition, recipe: Recipe | None, sa
     told = {"program": {"script": "probe"}, "slurm": {"partition": partition.name}}
     told |= {"resources": {"device": "cuda" if partition.gpus else "cpu"}}
     asked = recipe or Recipe.model_validate(told)
-    qos = asked.slurm.qos
+    flags = options(asked)
+    qos = flags.get("qos")
     grace = recipe.restart.grace if recipe else None
     device = asked.resources.device
     say("submitting a probe")
     try:
-        found = probe(_small(options(asked), device), runs_root(), cluster.kill_wait, say)
+        found = probe(_small(flags, device), runs_root(), cluster.kill_wait, say)
     except (Blind, SlurmError, OSError) as error:
         return [*of_cluster(cluster, partition, qos, grace), _blind(error)]
     made = of_probe(cluster, found) + of_node(found.node, device, 1, CORES)
@@ -100,9 +101,10 @@ def _cluster() -> tuple[Cluster | None, list[Finding]]:
     try:
         return slurm.read(), []
     except SlurmAway as error:
-        return None, [
-            Finding("slurm", "bad", error.message, f"no job can be submitted; {instead}", error.hint)
-        ]
+        means = f"no job can be submitted; {instead}"
+        return None, [Finding("slurm", "bad", error.message, means, error.hint)]
+    except SlurmError as error:  # its commands are installed, but no cluster is configured
+        return None, [Finding("slurm", "note", error.message, f"no submit host; {instead}")]
 
 
 def _small(asked: dict[str, str], device: str) -> dict[str, str]:
