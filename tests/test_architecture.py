@@ -16,7 +16,7 @@ LAUNCHER = [
     {"cli"},
     {"backends"},
     {"supervisor"},
-    {"mirror", "recipe", "slurm", "activation"},
+    {"mirror", "recipe", "slurm", "activation", "workstation"},
     {"checkpoints", "storage"},
     {"rundir", "environ"},
     {"errors"},

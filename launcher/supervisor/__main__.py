@@ -24,7 +24,7 @@ def main() -> int:
     args = parser.parse_args()
     run = RunDir(args.run_dir.absolute())
     try:
-        return Supervisor(run, args.gpus, _place(run, args.job, args.restarts)).run()
+        return Supervisor(run, args.gpus, _place(run, args.gpus, args.job, args.restarts)).run()
     except LaunchError as error:
         words = f"{error.message}. {error.hint}".rstrip(". ") + "."
         if run.run.exists():
@@ -37,13 +37,18 @@ def main() -> int:
         return BUG
 
 
-def _place(run: RunDir, job: str | None, restarts: int) -> Place:
-    """Where the run is to be: a job of Slurm's, or this machine."""
+def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int) -> Place:
+    """Where the run is to be: a job of Slurm's, or this machine, which others may want as well."""
+    if not run.run.exists():
+        return Here()  # the supervisor says so
+    recipe = load_frozen(run.recipe)
     if job:
         from launcher.supervisor.job.allocation import Allocation
 
-        return Allocation(run, load_frozen(run.recipe), job, restarts)
-    return Here()
+        return Allocation(run, recipe, job, restarts)
+    from launcher.supervisor.station import Station
+
+    return Station(run, recipe, gpus or recipe.resources.gpus)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from launcher.supervisor import history, processes, restart, torchrun
 from launcher.supervisor.attempt import Attempt
 from launcher.supervisor.console import Console
 from launcher.supervisor.durable import Durable
+from launcher.supervisor.fleet import Fleet
 from launcher.supervisor.lease import Lease
+from launcher.supervisor.meeting import job_name
 from launcher.supervisor.place import Here, Inquiry, Place, Refused, Verdict
 from launcher.supervisor.postmortem import judge
 from launcher.supervisor.restart import FINISHED, LEFT, STATUS, TAKEN
 from launcher.supervisor.signals import Signals
+from launcher.supervisor.torchrun import Command, Meeting
 from launcher.supervisor.watch import POLL, Watch
 
 PARTING_FLUSH = 2.0  # seconds for the store where somebody waits for the node
@@ -39,7 +43,8 @@ class Supervisor:
         self._run, self._record = run, record
         self._place: Place = place or Here()
         self._recipe = load_frozen(run.recipe)
-        self._gpus = gpus or self._recipe.resources.gpus
+        self._gpus = gpus or self._recipe.resources.gpus  # of each node
+        self._nodes = self._recipe.resources.nodes if record["backend"] == "slurm" else 1
         self._console = Console(run.run_log)
         self._lease = Lease(run)
         self._durable = Durable(run, self._recipe, record, self._say, self._tick)
@@ -121,15 +126,13 @@ class Supervisor:
 
     def _run_attempt(self, number: int, devices: Mapping[str, str], resume: bool) -> Verdict | None:
         where = self._place.about()
-        self._write(
-            lambda: history.begin(self._run, number, self._gpus, self._record["backend"], resume, where)
-        )
+        total = self._gpus * self._nodes
+        self._write(lambda: history.begin(self._run, number, total, self._record["backend"], resume, where))
         if resume:  # not before the run is ours in the store too, or was refused
             self._write(lambda: self._run.final.unlink(missing_ok=True))
         grace = self._place.grace(self._recipe.restart.grace)
-        environ = os.environ | devices
-        workers = f"{self._gpus} worker{'s' * (self._gpus > 1)}"
-        self._say(f"attempt {number} of {self._run.id}: {workers} on {os.uname().nodename}")
+        host = f"{self._nodes} nodes" if self._nodes > 1 else os.uname().nodename
+        self._say(f"attempt {number} of {self._run.id}: {total} worker{'s' * (total > 1)} on {host}")
         watch = Watch(
             self._place,
             self._lease.leave,
@@ -142,16 +145,12 @@ class Supervisor:
             self._tick,
         )
         try:
-            entered = activation.find(self._recipe.env, Path(self._record["workdir"]), environ)
-            command = torchrun.command(
-                self._recipe, self._run, number, self._gpus, self._record, environ, grace, entered
-            )
-            attempt = Attempt(self._run, number, command)
+            attempt = self._begin(number, devices, grace, where)
         except (OSError, activation.Unusable) as error:
             end, resumed = restart.End("crashed", f"torchrun did not start: {error}"), None
         else:
             watch.see(attempt, grace)
-            end, resumed = judge(self._run, number, watch.asked, attempt.exit_status)
+            end, resumed = judge(self._run, number, watch.asked, attempt.exit_status, attempt.trouble)
         if self._lost:
             raise self._moved_away()
         took = f" ({watch.seconds:.1f} s after the signal)" if watch.seconds is not None else ""
@@ -160,6 +159,23 @@ class Supervisor:
         self._history.append(end)
         self._signals.preempt = ""
         return watch.verdict
+
+    def _begin(
+        self, number: int, devices: Mapping[str, str], grace: float, where: Mapping[str, Any]
+    ) -> Attempt:
+        """torchrun here, or on all nodes of the job. Raises OSError, activation.Unusable."""
+        environ = os.environ | devices
+        entered = activation.find(self._recipe.env, Path(self._record["workdir"]), environ)
+        about = (self._recipe, self._run, number, self._gpus, self._record, environ, grace, entered)
+
+        def command(meeting: Meeting | None = None) -> Command:
+            made = torchrun.command(*about, meeting)
+            return replace(made, env=made.env | dict(devices))  # they win over the recipe
+
+        if self._nodes == 1:
+            return Attempt(self._run, number, command())
+        job = job_name(where.get("job", "here"), where.get("restarts", 0))
+        return Fleet(self._run, number, job, self._nodes, self._gpus, grace, command, self._say)
 
     def _signalled(self) -> Verdict | None:
         """What a signal between two attempts means: nothing has to save, but the place may be lost."""
@@ -197,7 +213,7 @@ class Supervisor:
         self._console.progress(None)
         self._say(f"run {self._run.id} {decision.state}: {decision.reason}")
         self._durable.flush()
-        self._write(lambda: history.finish(self._run, decision, self._gpus))
+        self._write(lambda: history.finish(self._run, decision, self._gpus * self._nodes))
         self._durable.close()
         return STATUS[decision.state]
 
