@@ -57,6 +57,17 @@ class RunDir:
         return self.path / "lease.json"
 
     @property
+    def rendezvous(self) -> Path:
+        return self.path / "rendezvous.json"
+
+    @property
+    def nodes(self) -> Path:
+        return self.path / "nodes"
+
+    def node(self, node: int) -> Path:
+        return self.nodes / f"node-{node}.json"
+
+    @property
     def attempts(self) -> Path:
         return self.path / "attempts.jsonl"
 
@@ -110,8 +121,8 @@ class RunDir:
     def rank_log(self, attempt: int, rank: int) -> Path:
         return self.attempt_logs(attempt) / f"rank-{rank}.log"
 
-    def torchrun_log(self, attempt: int) -> Path:
-        return self.attempt_logs(attempt) / "torchrun.log"
+    def torchrun_log(self, attempt: int, node: int = 0) -> Path:
+        return self.attempt_logs(attempt) / (f"torchrun-node-{node}.log" if node else "torchrun.log")
 
 
 def write_json(path: Path, obj: object) -> None:

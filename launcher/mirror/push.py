@@ -19,7 +19,10 @@ from launcher.storage import Changed, PreconditionFailed, Store, key_problem
 
 log = logging.getLogger("launch.mirror")
 
-NOT_MIRRORED = {"lease.json", "synced.json", "owner.json", "code/.git", "checkpoints"}
+NOT_MIRRORED = {
+    *("lease.json", "synced.json", "owner.json", "code/.git", "checkpoints"),
+    *("rendezvous.json", "nodes"),  # of this moment, and of these machines
+}
 LAST = "checkpoints/latest.json"  # names a checkpoint, so it follows them
 STATES = ("stop_requested", "final.json")  # their absence says something: what is gone here goes there
 

@@ -12,22 +12,31 @@ from launcher.supervisor.torchrun import Command
 
 KILL_AFTER = 1.0  # seconds that torchrun, after its own SIGKILL to the workers, has to say so
 LINGER = 5.0  # seconds that helpers of a finished program have to end by themselves
+LOOK = 1.0  # seconds between looks at what torchrun has beside itself
 
 
 class Attempt:
     """torchrun in a session of its own: a Ctrl-C or a closed window reaches it only through the supervisor.
 
     The supervisor polls `running`; `stop` asks once and never waits. Raises OSError if it cannot be started.
+    `node`: which of several nodes this is (fleet.py, node.py). Without a `command` nothing starts yet.
     """
 
-    def __init__(self, run: RunDir, number: int, command: Command) -> None:
-        self.run, self.number = run, number
+    def __init__(self, run: RunDir, number: int, command: Command | None, node: int | None = None) -> None:
+        self.run, self.number, self.node = run, number, node
         self.exit_status: int | None = None
+        self.trouble = ""  # what ended it, where torchrun cannot know
         self.stopping_since: float | None = None  # on the monotonic clock
-        self._deadline = 0.0
+        self._deadline: float | None = None
+        self._looked = self._worked = 0.0
         self._words = Tail(run.rank_log(number, 0))
-        run.attempt_logs(number).mkdir(parents=True, exist_ok=True)
-        with run.torchrun_log(number).open("ab") as log:
+        self._torchrun: subprocess.Popen[bytes] | None = None
+        if command:
+            self._start(command)
+
+    def _start(self, command: Command) -> None:
+        self.run.attempt_logs(self.number).mkdir(parents=True, exist_ok=True)
+        with self.run.torchrun_log(self.number, self.node or 0).open("ab") as log:
             self._torchrun = subprocess.Popen(
                 command.argv,
                 env=command.env,
@@ -41,8 +50,11 @@ class Attempt:
     @property
     def running(self) -> bool:
         """Whether torchrun lives. Past the deadline of `stop` everything of the attempt is killed here."""
+        if self._torchrun is None:
+            return False
         self.exit_status = self._torchrun.poll()
-        if self.exit_status is None and self.stopping_since is not None and time.monotonic() > self._deadline:
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        if self.exit_status is None and (late or self._deaf()):
             for process in self.processes():
                 process.signal(signal.SIGKILL)
         return self.exit_status is None
@@ -50,17 +62,32 @@ class Attempt:
     def stop(self, grace: float) -> None:
         """SIGTERM to torchrun, which passes it on; SIGKILL to all of it when `grace` seconds are over."""
         self.stopping_since = time.monotonic()
-        self._deadline = self.stopping_since + grace + KILL_AFTER
-        self._torchrun.terminate()
+        self._terminate(grace)
+
+    def _terminate(self, grace: float) -> None:
+        self._worked = time.monotonic()
+        self._deadline = self._worked + grace + KILL_AFTER
+        if self._torchrun:
+            self._torchrun.terminate()
+
+    def _deaf(self) -> bool:
+        """Whether torchrun, with no worker, waits for other nodes: inside its store it hears no signal."""
+        now = time.monotonic()
+        if self._deadline is None or self.node is None or now - self._looked < LOOK:
+            return False
+        self._looked = now
+        if len(self.processes()) > 1:
+            self._worked = now
+        return now - self._worked > LINGER
 
     def remaining(self, grace: float) -> float:
         """Seconds that processes which torchrun left behind have to save."""
-        if self.stopping_since is not None:
+        if self._deadline is not None:
             return max(0.0, self._deadline - time.monotonic())
         return grace if self.exit_status else min(grace, LINGER)
 
     def processes(self) -> list[processes.Process]:
-        return processes.of_attempts(self.run.path, self.number)
+        return processes.of_attempts(self.run.path, self.number, self.node)
 
     def words(self, last: bool = False) -> bytes:
         """What rank 0 has said since the last call, in whole lines."""

@@ -6,7 +6,6 @@ so they are reaped, and nothing of an attempt outlives its window.
 
 import argparse
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -24,7 +23,6 @@ from launcher.rundir import RunDir, read_json
 from launcher.supervisor import processes, restart
 from launcher.supervisor.console import Console
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A cluster may send its own signal first (slurm.conf(5), send_user_signal); it means what SIGTERM means.
 USER = (signal.SIGUSR1, signal.SIGUSR2)
@@ -65,7 +63,7 @@ class Guard:
 
     def run(self) -> int:
         deaths, newest = 0, self._newest()
-        with self._subreaper(), self._signal_handlers():
+        with processes.subreaper(), self._signal_handlers():
             while True:
                 status = self._supervisor()
                 if (known := self._known(status)) is not None:
@@ -163,15 +161,6 @@ class Guard:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def _subreaper(self) -> Iterator[None]:
-        libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        try:
-            yield
-        finally:
-            libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def _ignore_user_signals() -> None:

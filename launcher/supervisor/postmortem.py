@@ -14,16 +14,22 @@ from launcher.supervisor.watch import Asked
 
 TAIL = 256 << 10  # bytes of a log that are looked at
 # torch/distributed/elastic/multiprocessing/errors: the report that torchrun ends with
-ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+ROOT_CAUSE = re.compile(
+    r"Root Cause.*?time\s*:\s*(?P<time>\S+)"
+    r".*?rank\s*:\s*(?P<rank>\d+).*?exitcode\s*:\s*(?P<status>-?\d+)",
+    re.DOTALL,
+)
 
 
-def judge(run: RunDir, number: int, asked: Asked | None, exit_status: int | None) -> tuple[End, int | None]:
-    """How attempt `number` ended, and at which step it began."""
+def judge(
+    run: RunDir, number: int, asked: Asked | None, exit_status: int | None, trouble: str = ""
+) -> tuple[End, int | None]:
+    """How attempt `number` ended, and at which step it began. `trouble`: what is known of its other nodes."""
     beat, outcome = (read_json(path) or {} for path in (run.heartbeat, run.outcome))
     beat = beat if beat.get("fence") == number else {}
     newest = next(iter(checkpoints(run)), None)
     progress = newest is not None and newest.fence == number and newest.step > (beat.get("resumed") or 0)
-    crash = crash_reason(run, number, exit_status) if exit_status else "its supervisor died"
+    crash = crash_reason(run, number, exit_status, trouble) if exit_status else "its supervisor died"
     end = classify(
         asked[0] if asked else None,
         asked[1] if asked else "",
@@ -36,17 +42,22 @@ def judge(run: RunDir, number: int, asked: Asked | None, exit_status: int | None
     return end, beat.get("resumed")
 
 
-def crash_reason(run: RunDir, attempt: int, exit_status: int) -> str:
+def crash_reason(run: RunDir, attempt: int, exit_status: int, trouble: str = "") -> str:
     """A sentence for `reason`; never raises, however little there is to read."""
     torchrun = _tail(run.torchrun_log(attempt))
     if early := activation.gave_up(torchrun, exit_status):
         return early
-    cause = ROOT_CAUSE.search(torchrun)
-    if cause is None:
-        return _with(f"torchrun {exit_words(exit_status)}", _last_error(torchrun))
-    rank, status = int(cause[1]), int(cause[2])
+    logs = [_tail(log) for log in run.attempt_logs(attempt).glob("torchrun*.log")]  # of all its nodes
+    causes = [
+        (cause["time"], int(cause["status"]), int(cause["rank"]))
+        for cause in map(ROOT_CAUSE.search, logs)
+        if cause
+    ]
+    if not causes:
+        return trouble or _with(f"torchrun {exit_words(exit_status)}", _last_error(torchrun))
+    _, status, rank = min(causes)  # the first; within one second, what was killed before what missed it
     words = _last_error(_tail(run.rank_log(attempt, rank))) if status > 0 else ""
-    return _with(f"rank {rank} {exit_words(status)}", words)
+    return "; ".join(filter(None, [_with(f"rank {rank} {exit_words(status)}", words), trouble]))
 
 
 def _with(what: str, words: str) -> str:

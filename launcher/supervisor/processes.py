@@ -4,6 +4,7 @@ Never by name. Fields of /proc/PID/stat and /proc/PID/environ: proc(5).
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL = 0.1  # seconds between looks at processes that are about to end
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 KILL_PATIENCE = 30.0  # seconds until SIGKILL must have worked; only a process stuck in the kernel outlives it
 
 
@@ -46,20 +48,22 @@ def inspect(pid: int) -> Process | None:
 
 def of_run(run_dir: Path) -> list[Process]:
     """Every living process of the run, its supervisor and guard included, the caller excluded."""
-    return [process for process, _ in _carrying(run_dir)]
+    return [process for process, _, _ in _carrying(run_dir)]
 
 
 def keepers(run_dir: Path) -> list[Process]:
     """The run's supervisor and guard: what carries the run's name but belongs to no attempt."""
-    return [process for process, attempt in _carrying(run_dir) if attempt is None]
+    return [process for process, attempt, _ in _carrying(run_dir) if attempt is None]
 
 
-def of_attempts(run_dir: Path, attempt: int | None = None) -> list[Process]:
-    """torchrun, its workers and whatever these started: of one attempt, or of all."""
+def of_attempts(run_dir: Path, attempt: int | None = None, node: int | None = None) -> list[Process]:
+    """torchrun, its workers and whatever these started: of one attempt, or of all.
+
+    Several nodes of a run may be this one machine; `node`: of that one only."""
     found = {
         process.pid: process
-        for process, told in _carrying(run_dir)
-        if told is not None and attempt in (None, told)
+        for process, told, at in _carrying(run_dir)
+        if told is not None and attempt in (None, told) and node in (None, at)
     }
     # A child may have changed its environment; its parent tells whose it is.
     family = {process.pid: process for process in _all()}
@@ -108,8 +112,19 @@ def gone(find: Callable[[], list[Process]], budget: float, tick: Callable[[], No
     return True
 
 
-def _carrying(run_dir: Path) -> Iterator[tuple[Process, int | None]]:
-    """The processes that were told this run folder, each with the attempt that it was told, if any."""
+@contextlib.contextmanager
+def subreaper() -> Iterator[None]:
+    """Orphans of our descendants come to us, to be reaped."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _carrying(run_dir: Path) -> Iterator[tuple[Process, int | None, int | None]]:
+    """The processes that were told this run folder, with the attempt and the node that each was told."""
     needle = f"LAUNCH_RUN_ID={run_dir.name}".encode()
     for pid in _pids():
         try:
@@ -122,8 +137,8 @@ def _carrying(run_dir: Path) -> Iterator[tuple[Process, int | None]]:
         folder = Path(os.fsdecode(told.get(b"LAUNCH_RUN_DIR", b"")))
         # A copy of the run may be at work in another folder: one brought back from the store.
         if folder.resolve() == run_dir.resolve() and (process := inspect(pid)):
-            attempt = told.get(b"LAUNCH_ATTEMPT", b"")
-            yield process, int(attempt) if attempt.isdigit() else None
+            attempt, node = (told.get(name, b"") for name in (b"LAUNCH_ATTEMPT", b"LAUNCH_NODE"))
+            yield process, int(attempt) if attempt.isdigit() else None, int(node) if node.isdigit() else None
 
 
 def _all() -> Iterator[Process]:
