@@ -3,6 +3,7 @@
 Nothing heavy may be imported here: `launch --help` and shell completion pay for it.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -262,6 +263,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # no letter that a locale lacks is worth a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         answer = cli.main(argv, prog_name="launch", standalone_mode=False, complete_var="_LAUNCH_COMPLETE")
         sys.stdout.flush()
