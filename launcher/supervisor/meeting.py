@@ -34,9 +34,10 @@ def peek(path: Path) -> dict[str, Any] | None:
 
 
 def dismiss(run: RunDir, job: str) -> None:
-    """Node 0's task is done with the run, however it ended: the other nodes' may go. Raises OSError."""
-    run.nodes.mkdir(exist_ok=True)
-    write_json(run.node(0), {"schema": 1, "job": job, "state": "gone"})
+    """Node 0's task is done with the run, however it ended: the other nodes' may go."""
+    with contextlib.suppress(OSError):  # they go by themselves after a while
+        run.nodes.mkdir(exist_ok=True)
+        write_json(run.node(0), {"schema": 1, "job": job, "state": "gone"})
 
 
 def dismissed(run: RunDir, job: str) -> bool:

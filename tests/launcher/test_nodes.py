@@ -14,7 +14,7 @@ from launcher.rundir import RunDir, read_json, write_json
 from launcher.supervisor import control, fleet, meeting, processes
 from launcher.supervisor.fleet import Fleet
 from launcher.supervisor.torchrun import Command
-from tests.launcher.conftest import Toy, in_sessions, sessions, wait
+from tests.launcher.conftest import Toy, wait
 
 Make = Callable[..., Toy]
 JOB = meeting.job_name("here", 0)

@@ -12,20 +12,25 @@ from launcher.rundir import RunDir, read_json
 from launcher.supervisor import restart
 from launcher.supervisor.guard import Guard
 from launcher.supervisor.job.allocation import arguments
+from launcher.supervisor.meeting import dismiss, job_name
+from launcher.supervisor.node import serve
 
 
 def task(run_dir: str, gpus: int | None) -> None:
     """The job's exit status is the run's: 0 also where it goes on in another job, or is somebody else's."""
     run, node = RunDir(Path(run_dir)), int(os.environ["SLURM_NODEID"])
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it before SIGTERM; submitit would log each
+    job = job_name(os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0"))
     if node:
-        from launcher.supervisor import node as follower
-
-        status = follower.serve(run, node, os.environ["SLURM_JOB_ID"], gpus)
+        status = serve(run, node, job)
     else:
         frozen = (read_json(run.run) or {}).get("env", {})
         devices = {name: os.environ[name] for name in DEVICES if name in os.environ}
-        status = Guard(run, gpus, os.environ | frozen | devices, arguments(os.environ)).run()
+        try:
+            status = Guard(run, gpus, os.environ | frozen | devices, arguments(os.environ)).run()
+        finally:
+            if os.environ.get("SLURM_NNODES", "1") != "1":
+                dismiss(run, job)
     if status not in (restart.FINISHED, restart.STOPPED, restart.TAKEN, restart.LEFT):
         sys.exit(status)
 
