@@ -85,22 +85,15 @@ class Queue:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
         except OSError:
             return None
-        with os.fdopen(fd, "rb") as file:
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
                 return None
-            try:
-                entry = _parse(name, json.loads(file.read(LARGEST)))
-            except (
-                OSError,
-                ValueError,
-                TypeError,
-                KeyError,
-                AttributeError,
-                ArithmeticError,
-                RecursionError,
-            ):
-                return None
+            entry = _parse(name, json.loads(os.read(fd, LARGEST)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+            return None
+        finally:
+            os.close(fd)
         return entry if entry.uid == status.st_uid else None
 
     def write(self, entry: Entry) -> None:
