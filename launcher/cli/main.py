@@ -262,10 +262,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(_main(argv))
 
 
+def _settle_streams() -> None:
+    """Whoever starts us may have closed them, or have a locale without our letters: neither is an error."""
+    for stream, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # closed, and the next file opened would take its number
+            os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+            os.set_inheritable(stream, True)
+            setattr(sys, name, os.fdopen(stream, "w" if stream else "r", closefd=False))
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")
+
+
 def _main(argv: Sequence[str] | None) -> int:
-    for stream in (sys.stdout, sys.stderr):  # no letter that a locale lacks is worth a traceback
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    _settle_streams()
     try:
         answer = cli.main(argv, prog_name="launch", standalone_mode=False, complete_var="_LAUNCH_COMPLETE")
         sys.stdout.flush()
