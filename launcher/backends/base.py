@@ -19,6 +19,9 @@ class Backend(Protocol):
     def check(self, recipe: Recipe) -> Iterable[Problem]:
         """What of the recipe cannot be had this way. Raises UserError, LaunchError; starts nothing."""
 
+    def notes(self, recipe: Recipe) -> list[str]:
+        """What a run should know of this way before it starts."""
+
     def start(self, run: RunDir, gpus: int | None) -> int | None:
         """Start the run. In the foreground: the supervisor's exit status, at the end. Else None, at once."""
 

@@ -24,6 +24,9 @@ class Local:
     def close(self, run: RunDir) -> None:
         """Nothing is left."""
 
+    def notes(self, recipe: Recipe) -> list[str]:
+        return []
+
     def stop(self, run: RunDir) -> None:
         control.stop(run)
 

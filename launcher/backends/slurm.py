@@ -1,6 +1,7 @@
 """A job of Slurm's per stretch of a run: submitted from here, stopped and looked into through Slurm."""
 
 import contextlib
+import functools
 import os
 import shlex
 import subprocess
@@ -24,8 +25,7 @@ class Slurm:
     def check(self, recipe: Recipe) -> Iterator[Problem]:
         require()
         yield from options.check(recipe)
-        here = cluster.read()
-        wrong = cluster.check_asked(here, recipe)
+        wrong = cluster.check_asked(_cluster(), recipe)
         yield from (Problem(loc, words) for loc, words in wrong)
         if not wrong:
             yield from self._refused(recipe)
@@ -52,6 +52,16 @@ class Slurm:
             ]
             key = named[0] if named and getattr(recipe.slurm, named[0]) else None
             yield Problem(("slurm", key) if key else ("slurm",), f"Slurm refuses the job: {words}")
+
+    def notes(self, recipe: Recipe) -> list[str]:
+        here = _cluster()
+        partition = here.partition(options.options(recipe).get("partition"))
+        if partition is None:
+            return []
+        grace = here.grace(partition, recipe.slurm.qos)
+        budget = cluster.save_seconds(here, partition.name, recipe.slurm.qos) or 0.0
+        known = f"GraceTime {grace} s and KillWait {here.kill_wait} s of partition {partition.name}, less a margin"
+        return [f"{min(budget, recipe.restart.grace):g} s to save in when it is preempted: {known}"]
 
     def start(self, run: RunDir, gpus: int | None) -> None:
         submit(run, load_frozen(run.recipe), "launched", gpus)
@@ -103,6 +113,11 @@ class Slurm:
             if time.monotonic() > deadline:
                 raise LaunchError(f"attempt {attempt} of {run.id} did not end")
             time.sleep(POLL)
+
+
+@functools.cache
+def _cluster() -> cluster.Cluster:
+    return cluster.read()
 
 
 def _nudge(job: str) -> None:

@@ -69,6 +69,9 @@ class Tmux:
             for window in _windows(run):
                 tmux("kill-window", "-t", window, check=False)
 
+    def notes(self, recipe: Recipe) -> list[str]:
+        return []
+
     def stop(self, run: RunDir) -> None:
         control.stop(run)
 

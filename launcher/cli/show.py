@@ -15,7 +15,7 @@ from launcher.cli.status import Row
 from launcher.rundir import RunDir
 
 COLOURS = {
-    "running": "green", "starting": "cyan", "coming back": "yellow", "stopping": "yellow",
+    "running": "green", "queued": "cyan", "unknown": "bold red", "starting": "cyan", "coming back": "yellow", "stopping": "yellow",
     "finished": "bold green", "stopped": "yellow", "failed": "bold red", "lost": "bold red",
 }  # fmt: skip
 LOG_LINES = 12
@@ -151,11 +151,15 @@ def _facts(row: Row) -> list[tuple[str, RenderableType]]:
     kept = f"{len(row['checkpoints'])} on disk, newest {newest[0]['name']}" if newest else "none yet"
     left = f"{duration(row['eta'])} left" if row["eta"] is not None else ""
     where = f"on {row['host']}, {row['backend']}, {row['gpus']} GPUs or workers"
+    budgets = [attempt["save_budget"] for attempt in row["attempt_list"] if attempt.get("save_budget")]
+    stops = [a["seconds_to_stop"] for a in row["attempt_list"] if a.get("seconds_to_stop")]
+    taken = f"; the last stop took {stops[-1]:.1f} s" if stops else ""
     facts: list[tuple[str, RenderableType]] = [
         ("state", state),
         ("step", "  ".join(filter(None, [_progress(row), _figure(row), left]))),
         ("metrics", figures),
         ("lost", f"{row['lost_steps'] or 0} steps over {row['attempts'] or 0} attempts"),
+        ("to save in", f"{budgets[-1]:g} s from the signal{taken}" if budgets else ""),
         ("durable", _durable(row)),
         ("store", _text(row["url"])),
         ("checkpoints", kept),
@@ -177,6 +181,10 @@ def _attempts(rows: list[Row]) -> Table:
         took = (row["ended"] - row["started"]) if row.get("ended") and row.get("started") else None
         saved = {"True": "; saved", "False": "; not saved"}.get(str(row.get("saved")), "")
         how = f"{row['state']}: {row.get('reason')}{saved}" if row.get("state") else "(going on)"
+        back = row.get("returned") or {}
+        if back.get("saved"):
+            hold = f"{back['slurm_holds']} s of Slurm's own requeue"
+            how += f" (back by {back['by']} after {duration(back['seconds'])}, not {hold})"
         steps = f"{begin}-{end}" if end else ""
         made.add_row(str(row["attempt"]), steps, duration(took), _text(row.get("gpus")), how)
     return made

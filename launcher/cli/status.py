@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import rundir
+from launcher.cli import queues
 from launcher.rundir import RUN_ID, RunDir, read_json, read_jsonl
 
 RECENT = 20  # ended runs in a listing
@@ -50,7 +51,10 @@ def row(run: RunDir) -> Row:
 def details(run: RunDir) -> Row:
     """`row`, and what `launch status RUN` shows below it."""
     about = read_json(run.run) or {}
-    return row(run) | {
+    told = row(run)
+    if told["state"] == "lost" and about.get("backend") == "slurm":
+        told["reason"] = f"{epitaph(run)}; {told['reason']}"
+    return told | {
         "folder": str(run.path),
         "recipe": about.get("recipe"),
         "user": about.get("user"),
@@ -143,15 +147,36 @@ def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple
     holder = lease.holder(run)
     last = ends[-1] if ends else {}
     reason = f"{last.get('state')}: {last.get('reason')}" if ends else None
+    of_slurm = about.get("backend") == "slurm" and not (holder and holder.alive)
+    told = queues.of_slurm() if of_slurm else {}
+    mine = (told or {}).get(run.id, [])
+    if holder is not None and holder.alive is None and told is not None and not mine and of_slurm:
+        holder = None  # it was elsewhere, and its job is gone
     if holder is not None and holder.alive is not False:
         between = len(ends) >= len(starts) and bool(starts)
         state = "stopping" if run.stop_requested.exists() else "coming back" if between else "running"
         return state, reason if between else None, holder.host
+    if of_slurm and told is None:
+        return "unknown", "Slurm does not answer", None
+    if mine and mine[0].pending:
+        return "queued", queues.words(mine[0]), None
+    if mine:
+        return ("coming back" if starts else "starting"), reason, None
     # Nobody holds it. Between two supervisors its guard lives; right after the start, it is on its way.
     on_its_way = not starts and holder is None and 0 <= time.time() - (about.get("created") or 0.0) < YOUNG
     if on_its_way or processes.keepers(run.path):
         return ("coming back" if starts else "starting"), reason, None
     return "lost", f"nobody runs it; launch resume {run.id}", None
+
+
+def epitaph(run: RunDir) -> str:
+    """How the last job of a run ended, as far as Slurm still knows."""
+    from launcher.slurm import jobs
+
+    ids = [row["job"] for row in read_jsonl(run.jobs) if row.get("job")]
+    if not ids:
+        return "no job came of it"
+    return f"job {ids[-1]} is over ({jobs.ended(ids[-1]) or 'Slurm knows no more of it'})"
 
 
 def _durable(synced: Row, url: object) -> Row | None:
@@ -169,7 +194,8 @@ def _attempts(run: RunDir) -> list[Row]:
         if isinstance(number, int):
             row = rows.setdefault(number, {"attempt": number})
             if event.get("event") == "start":
-                row |= {"started": event.get("time")} | {k: event.get(k) for k in ("host", "backend", "gpus")}
+                names = ("host", "backend", "gpus", "job", "save_budget", "returned")
+                row |= {"started": event.get("time")} | {k: event.get(k) for k in names}
             else:
                 names = ("state", "reason", "step", "resumed", "saved", "seconds_to_stop")
                 row |= {"ended": event.get("time")} | {k: event.get(k) for k in names}

@@ -164,7 +164,7 @@ def _here(plan: Plan, document: Document, dry: bool) -> str | None:
     """Check backend, credentials and store; the URL of the store, if there is one."""
     url = None
     try:
-        _backend_check(plan.backend, plan.recipe, document)
+        plan.notes += _backend_check(plan.backend, plan.recipe, document)
     except LaunchError as error:
         _tell(plan, error, dry)
     try:
@@ -188,12 +188,14 @@ def _refuse(document: Document, findings: program.Findings, backend: str) -> Non
         raise document.error(problems)
 
 
-def _backend_check(name: str, recipe: Recipe, document: Document) -> None:
+def _backend_check(name: str, recipe: Recipe, document: Document) -> list[str]:
+    """Raises what the backend has against the recipe; what it has to say of it."""
     from launcher.backends import BACKENDS
 
     problems = list(BACKENDS[name].check(recipe))
     if problems:
         raise document.error(problems)
+    return BACKENDS[name].notes(recipe)
 
 
 def storage_url(recipe: Recipe) -> str | None:

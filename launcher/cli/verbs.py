@@ -205,6 +205,7 @@ def _backend(run: "RunDir") -> "Backend":
 def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:
     from launcher.backends import BACKENDS
     from launcher.cli import logs
+    from launcher.rundir import read_jsonl
 
     if backend == "local":
         click.echo(f"{run.id} in the foreground; its folder: {run.path}", err=True)
@@ -212,7 +213,8 @@ def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:
     answer = BACKENDS[backend].start(run, gpus)
     if answer is not None:  # it ran in the foreground
         return 0 if answer == 0 else 1
-    click.echo(f"{run.id} in a {backend} window; its folder: {run.path}")
+    where = f"is job {read_jsonl(run.jobs)[-1]['job']}" if backend == "slurm" else f"in a {backend} window"
+    click.echo(f"{run.id} {where}; its folder: {run.path}")
     if follow:
         return _follow(run, over)
     for line in (f"launch status {run.id}", f"launch logs {run.id} -f", f"launch attach {run.id}"):

@@ -62,6 +62,7 @@ class Cluster:
     requeue_delay: int
     job_requeue: bool
     accounting: bool
+    now: int = 0  # seconds since 1970, by the controller's clock
     partitions: dict[str, Partition] = field(default_factory=dict)
     qos: dict[str, Qos] = field(default_factory=dict)
 
@@ -103,6 +104,7 @@ def parse(config: str, partitions: str, nodes: str = "", qos: str = "") -> Clust
         said.get(name, "") for name in ("PreemptParameters", "SlurmctldParameters", "SchedulerParameters")
     )
     flags = dict(part.partition("=")[::2] for part in parameters.split(","))
+    clock = re.match(r"Configuration data as of (\d+)", config)
     credential = re.search(r"cred_expire=(\d+)", said.get("AuthInfo", ""))
     delay = flags.get("requeue_delay", "")
     have = _equipment(nodes)
@@ -119,6 +121,7 @@ def parse(config: str, partitions: str, nodes: str = "", qos: str = "") -> Clust
         requeue_delay=int(delay) if delay.isdigit() else int(credential[1]) if credential else CRED_EXPIRE,
         job_requeue=said.get("JobRequeue", "1") != "0",
         accounting="slurmdbd" in said.get("AccountingStorageType", ""),
+        now=int(clock[1]) if clock else 0,
         partitions={one.name: one for one in found},
         qos={name: Qos(name, seconds(grace) or 0, mode, seconds(wall)) for name, grace, mode, wall in rows},
     )

@@ -75,6 +75,17 @@ def show(job: str) -> Job | None:
     )
 
 
+def ended(job: str) -> str:
+    """How a job ended, in Slurm's words, from scontrol or else from accounting; "" if neither knows."""
+    try:
+        if (found := show(job)) is not None:
+            return found.state
+        told = call("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}")
+        return told.splitlines()[-1] if told.strip() else ""
+    except SlurmError:
+        return ""
+
+
 def queue(name: str | None = None) -> list[Queued]:
     """Our jobs that are not over, or those of one name: one squeue. Raises SlurmAway, SlurmError."""
     named = [f"--name={name}"] if name else []

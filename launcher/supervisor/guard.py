@@ -118,6 +118,9 @@ class Guard:
         new = final != self._old or (final or {}).get("state") == "finished"  # that is nobody's to resume
         if final and new and final.get("state") in restart.STATUS:
             return restart.STATUS[final["state"]]  # it may have been killed just after
+        held = read_json(self._run.lease) or {}
+        if held.get("ended") and held.get("leaving"):  # it had let go, and needed nothing but to exit
+            return restart.LEFT
         wrong_input = 2
         return status if status in (wrong_input, restart.TAKEN, restart.LEFT) else None
 

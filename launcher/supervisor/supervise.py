@@ -179,10 +179,11 @@ class Supervisor:
 
     def _signalled(self) -> Verdict | None:
         """What a signal between two attempts means: nothing has to save, but the place may be lost."""
-        if not self._signals.preempt:
+        known = self._place.parting()
+        if not known and not self._signals.preempt:
             return None
         self._signals.preempt = ""
-        inquiry = Inquiry(self._place, None, self._lease.leave)
+        inquiry = Inquiry(self._place, known, self._lease.leave)
         while not inquiry.done:
             self._tick()
             time.sleep(POLL)

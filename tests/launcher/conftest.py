@@ -16,6 +16,8 @@ import yaml
 from launcher.recipe import load
 from launcher.rundir import RunDir, new_run_id, read_json, runs_root, write_json
 from launcher.supervisor import history, processes
+from tests.lab import Lab, Settings
+from tests.launcher.on_slurm import cluster
 
 TOY = Path(__file__).with_name("toy.py")
 
@@ -30,6 +32,7 @@ class Toy:
         backend: str = "local",
         script: str | None = None,
         url: str | None = None,
+        resources: dict[str, object] | None = None,
         **restart: object,
     ) -> None:
         self.run = RunDir(runs_root() / new_run_id(name))
@@ -40,7 +43,7 @@ class Toy:
             program.write_text(script)
         told = {
             "program": {"script": str(program), "args": args.split() if isinstance(args, str) else args},
-            "resources": {"gpus": 2, "device": "cpu"},
+            "resources": {"gpus": 2, "device": "cpu"} | (resources or {}),
             "mirror": {"every": 1},
             "restart": {"crashes": 5, "backoff": 0.1, "hang": 60, "grace": 20} | restart,
         }
@@ -48,9 +51,11 @@ class Toy:
         recipe = load(source)
         source.unlink()
         self.run.recipe.write_text(recipe.dump())
+        names = ("PATH", "LAUNCH_QUEUE", "LAUNCH_CPU_SLOTS", "CUDA_VISIBLE_DEVICES")
+        frozen = {name: os.environ[name] for name in names if name in os.environ}
         record = {"schema": 1, "id": self.run.id, "name": name, "recipe_hash": recipe.hash(), "url": url}
         record |= {"workdir": str(self.run.path.parent), "backend": backend, "created": time.time()}
-        write_json(self.run.run, record | {"git": None, "env": {"PATH": os.environ["PATH"]}})
+        write_json(self.run.run, record | {"git": None, "env": frozen})
         self.guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Toy":
@@ -151,3 +156,10 @@ def toy() -> Iterator[Callable[..., Toy]]:
                 process.signal(signal.SIGKILL)
         if run.guard:
             run.guard.wait()
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A Slurm cluster of this module's own, whose user we are."""
+    with cluster(Settings()) as made:
+        yield made

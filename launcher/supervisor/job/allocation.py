@@ -58,12 +58,12 @@ class Allocation:
         self._end: float | None = None  # of the allocation, on our monotonic clock
         self._asked = 0.0
         self._asking: threading.Thread | None = None
-        self._came_back = threading.Lock()
+        self._lost: Verdict | None = None  # it was being taken away when we looked
 
     def enter(self, wait: Callable[[str], bool]) -> Mapping[str, str]:
-        if self._cluster is None:
-            with contextlib.suppress(SlurmError):
-                self._look()
+        with contextlib.suppress(SlurmError):
+            self._look()  # a supervisor before us may have died of the very signal
+            if self._cluster is None:
                 self._cluster = cluster.read()
                 self._cancel_others()
         return {}
@@ -75,6 +75,8 @@ class Allocation:
     def parting(self) -> Verdict | None:
         """The time limit, as late as is safe: twice what the slowest of the last stops took, and a margin."""
         now = time.monotonic()
+        if self._lost:
+            return self._lost
         if now - self._asked > ASK and not (self._asking and self._asking.is_alive()):
             self._asking = threading.Thread(target=self._look_again, daemon=True)
             self._asking.start()
@@ -93,9 +95,8 @@ class Allocation:
 
     def come_back(self, verdict: Verdict) -> None:
         if self._recipe.slurm.come_back == "requeue" and not self._requeued():
-            return  # that ends the job at once: it is the last act
-        with self._came_back:
-            come_back(self._run, self._recipe, self._job, verdict.reason)
+            return  # that ends the job at once: it is the last act of its task
+        come_back(self._run, self._recipe, self._job, verdict.reason)
 
     def leave(self) -> None:
         """The job's devices stay the job's."""
@@ -104,8 +105,6 @@ class Allocation:
         if not left:
             with contextlib.suppress(SlurmError):
                 self._cancel_others()
-        elif self._recipe.slurm.come_back == "requeue" and not self._requeued():
-            requeue(self._run, self._recipe, self._job)
 
     def about(self) -> dict[str, Any]:
         grace = self.grace(self._recipe.restart.grace)
@@ -121,11 +120,10 @@ class Allocation:
         if not ends:
             return {}
         why = next((row for row in read_jsonl(self._run.jobs) if row.get("job") == self._job), {}).get("why")
-        hurried = self._recipe.slurm.come_back == "requeue"
-        way = "a fresh job" if not self._restarts else "requeue, hurried" if hurried else "Slurm's requeue"
         after = round(max(0.0, time.time() - ends[-1].get("time", time.time())), 1)
-        hold = self._cluster.requeue_delay if self._cluster else None
-        saved = round(max(0.0, hold - after), 1) if hold and way != "Slurm's requeue" else 0.0
+        hold = self._cluster.requeue_delay if self._cluster else 0
+        saved = round(max(0.0, hold - after), 1)
+        way = "a fresh job" if not self._restarts else "requeue, hurried" if saved else "Slurm's requeue"
         return {"returned": {"by": way, "why": why, "seconds": after, "slurm_holds": hold, "saved": saved}}
 
     def _needed(self) -> float:
@@ -141,6 +139,8 @@ class Allocation:
         job = jobs.show(self._job)
         if job is not None:
             self._partition = job.partition
+            found = verdict(job, self._restarts)
+            self._lost = found if found.leave or found.wish == "stop" else None
             self._end = None if job.left is None else self._asked + job.left
 
     def _look_again(self) -> None:
@@ -180,7 +180,9 @@ def come_back(run: RunDir, recipe: Recipe, job: str, why: str) -> None:
 
 
 def requeue(run: RunDir, recipe: Recipe, job: str) -> None:
-    """Requeue our own job, which ends it, and leave somebody behind who takes Slurm's hold from it."""
+    """Requeue our own job, which ends it, and leave somebody behind who takes Slurm's hold from it.
+
+    For the guard's process alone, when nothing else is left: who is left behind must not come back to it."""
     argv = [sys.executable, "-P", "-m", "launcher.supervisor.job.hurry", job]
     subprocess.Popen(argv, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True)
     try:

@@ -8,12 +8,16 @@ import signal
 import sys
 from pathlib import Path
 
+from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
+from launcher.slurm import jobs
 from launcher.supervisor import restart
 from launcher.supervisor.guard import Guard
-from launcher.supervisor.job.allocation import arguments
+from launcher.supervisor.job.allocation import arguments, requeue
 from launcher.supervisor.meeting import dismiss, job_name
 from launcher.supervisor.node import serve
+
+DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 def task(run_dir: str, gpus: int | None) -> None:
@@ -31,8 +35,16 @@ def task(run_dir: str, gpus: int | None) -> None:
         finally:
             if os.environ.get("SLURM_NNODES", "1") != "1":
                 dismiss(run, job)
+    if status == restart.LEFT:
+        _requeue(run, os.environ["SLURM_JOB_ID"])
     if status not in (restart.FINISHED, restart.STOPPED, restart.TAKEN, restart.LEFT):
         sys.exit(status)
 
 
-DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+def _requeue(run: RunDir, job: str) -> None:
+    """Where the recipe wants the same job again, and Slurm has not requeued it by itself."""
+    recipe = load_frozen(run.recipe)
+    mine = [queued for queued in jobs.queue(run.id) if queued.id == job and queued.state == "RUNNING"]
+    if recipe.slurm.come_back == "requeue" and mine:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it
+        requeue(run, recipe, job)

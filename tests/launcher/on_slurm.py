@@ -1,0 +1,131 @@
+"""Runs on a lab: launched by the command line, preempted by a job of higher priority, watched from outside."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.rundir import RunDir, read_json, read_jsonl, runs_root
+from launcher.supervisor import history, processes
+from tests.lab import Lab, Settings, missing
+
+TOY = Path(__file__).with_name("toy.py")
+
+
+@contextlib.contextmanager
+def cluster(settings: Settings) -> Iterator[Lab]:
+    """A lab, and the environment of its users."""
+    lacking = missing(settings.accounting)
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)}: apt-get install slurm-wlm munge")
+    with Lab(settings) as made, pytest.MonkeyPatch.context() as patch:
+        for name, value in made.env.items():
+            patch.setenv(name, value)
+        yield made
+
+
+def wait(what: str, check: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.05)
+
+
+def launch(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """One call of the command line; a status other than 0 fails the test with what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", *argv], capture_output=True, text=True, timeout=240
+    )
+    if check:
+        assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+class SlurmRun:
+    """A run of the toy program on a lab. `recipe`: sections over those that every such run has."""
+
+    def __init__(self, lab: Lab, args: str = "", name: str = "toy", **recipe: dict[str, Any]) -> None:
+        self.lab = lab
+        told: dict[str, Any] = {
+            "program": {"script": str(TOY), "args": args.split()},
+            "resources": {"gpus": 2, "device": "cpu"},
+            "restart": {"backoff": 0.1, "grace": 20},
+        }
+        for section, keys in recipe.items():
+            told[section] = told.get(section, {}) | keys
+        source = runs_root().parent / f"{name}.yaml"
+        source.write_text(yaml.safe_dump(told))
+        before = set(runs_root().glob("*/run.json"))
+        self.said = launch(str(source), "--backend", "slurm", "--name", name)
+        (record,) = set(runs_root().glob("*/run.json")) - before
+        self.run = RunDir(record.parent)
+
+    @property
+    def jobs(self) -> list[str]:
+        """The ids of its jobs that Slurm has not done with."""
+        return self.lab.call("squeue", "--noheader", f"--name={self.run.id}", "--format=%A").split()
+
+    @property
+    def ends(self) -> list[dict[str, Any]]:
+        return [line for line in read_jsonl(self.run.attempts) if line["event"] == "end"]
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return [line for line in read_jsonl(self.run.attempts) if line["event"] == "start"]
+
+    @property
+    def log(self) -> str:
+        return self.run.run_log.read_text() if self.run.run_log.exists() else "no log"
+
+    @property
+    def final(self) -> dict[str, Any]:
+        return read_json(self.run.final) or {}
+
+    def at(self, step: int, attempt: int = 1) -> None:
+        """Wait until `attempt` has come to `step`."""
+
+        def there() -> bool:
+            beat = read_json(self.run.heartbeat) or {}
+            return beat.get("fence") == attempt and beat["step"] >= step
+
+        wait(f"step {step} of attempt {attempt} of {self.run.id}", there)
+
+    def end(self) -> dict[str, Any]:
+        """Wait for the end of run and jobs; final.json."""
+        wait(f"the end of {self.run.id}: {self.log}", lambda: self.final and not self.jobs)
+        return self.final
+
+    def lost_steps(self) -> int:
+        return history.lost_steps(self.ends)
+
+    def alive(self) -> list[processes.Process]:
+        return processes.of_run(self.run.path)
+
+    def supervisor(self) -> int:
+        return int((read_json(self.run.lease) or {})["pid"])
+
+    def assert_undisturbed(self, steps: int) -> None:
+        """The metrics are those of a run that nobody touched, to the byte."""
+        total, expected = 0, ""
+        for step in range(1, steps + 1):
+            total += step - 1
+            expected += json.dumps({"step": step, "sum": total}) + "\n"
+        assert self.run.metrics.read_text() == expected
+
+
+def take_all(lab: Lab, seconds: float = 2) -> str:
+    """An urgent job that wants the whole cluster; its id."""
+    argv = ["sbatch", "--parsable", "-p", "urgent", "-N2", "--exclusive", "-o", os.devnull]
+    return lab.call(*argv, f"--wrap=sleep {seconds}", check=True)
+
+
+def state_of(lab: Lab, job: str) -> str:
+    return lab.call("squeue", "--noheader", f"--jobs={job}", "--format=%T", "--states=all")

@@ -1,0 +1,217 @@
+"""A run as jobs of a real Slurm: every way in which a job ends, and what becomes of the run."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.rundir import read_json, read_jsonl
+from tests.lab import Lab, Settings
+from tests.launcher.on_slurm import SlurmRun, cluster, launch, state_of, take_all, wait
+
+STEPS = 300
+LONG = f"--steps {STEPS} --pace 0.02 --every 20"
+
+
+@pytest.mark.parametrize("proctrack", ["linuxproc", "pgid"])
+@pytest.mark.parametrize("user_signal", [False, True], ids=["term", "user-signal"])
+def test_preempted_with_grace(user_signal: bool, proctrack: str, request: pytest.FixtureRequest) -> None:
+    """Saved in the grace period, 0 steps lost, no orphan, the node handed over before the period is over."""
+    with cluster(Settings(user_signal=user_signal, proctrack=proctrack)) as lab:
+        run = SlurmRun(lab, f"{LONG} --save 0.5")
+        run.at(30)
+        urgent = take_all(lab)
+        wait("the first signal", lambda: "asking the program to save" in run.log)
+        began = time.monotonic()
+        wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
+        handed_over = time.monotonic() - began
+        assert not run.alive(), "the node is somebody else's, and a process of the run lives on it"
+        assert run.end()["state"] == "finished"
+        print(f"saved at step {run.ends[0]['step']}; node free {handed_over:.1f} s after the signal")
+        assert run.ends[0]["state"] == "preempted" and run.ends[0]["saved"] and run.lost_steps() == 0
+        assert handed_over < lab.settings.grace
+        assert "preempted by Slurm" in run.ends[0]["reason"]
+        assert run.starts[1]["returned"]["by"] == "a fresh job"
+        run.assert_undisturbed(STEPS)
+
+
+def test_preempted_without_grace() -> None:
+    """KillWait is all there is; Slurm requeues the job as well, and only one of the two goes on."""
+    with cluster(Settings(grace=0, kill_wait=6)) as lab:
+        run = SlurmRun(lab, LONG)
+        run.at(30)
+        take_all(lab)
+        assert run.end()["state"] == "finished"
+        assert run.ends[0]["saved"] and run.lost_steps() == 0 and len(run.ends) == 2
+        run.assert_undisturbed(STEPS)
+
+
+def test_requeue_keeps_the_job(lab: Lab) -> None:
+    """With come_back: requeue the run goes on in the same job, long before Slurm's hold is over."""
+    run = SlurmRun(lab, LONG, slurm={"come_back": "requeue"})
+    run.at(30)
+    take_all(lab)
+    assert run.end()["state"] == "finished"
+    assert {start["job"] for start in run.starts} == {run.starts[0]["job"]} and len(run.starts) == 2
+    returned = run.starts[1]["returned"]
+    assert returned["by"] == "requeue, hurried" and returned["seconds"] < returned["slurm_holds"]
+    run.assert_undisturbed(STEPS)
+
+
+def test_scancel_ends_the_run(lab: Lab) -> None:
+    run = SlurmRun(lab, LONG)
+    run.at(30)
+    lab.call("scancel", *run.jobs)
+    final = run.end()
+    assert final["state"] == "stopped" and final["reason"].startswith("cancelled with scancel")
+    assert run.ends[0]["saved"] and not run.alive()
+
+
+def test_the_time_limit_is_met_in_the_next_job(lab: Lab) -> None:
+    """The run stops before the limit by itself, and goes on in another job."""
+    run = SlurmRun(lab, "--steps 150 --pace 0.1 --every 50", resources={"time": "1m"}, restart={"grace": 46})
+    assert run.end()["state"] == "finished"
+    assert "time limit" in run.ends[0]["reason"] and run.lost_steps() == 0
+    assert len({start["job"] for start in run.starts}) == len(run.starts) > 1
+    run.assert_undisturbed(150)
+
+
+def test_a_killed_supervisor_comes_back_in_its_job(lab: Lab) -> None:
+    run = SlurmRun(lab, LONG)
+    run.at(30)
+    os.kill(run.supervisor(), signal.SIGKILL)
+    assert run.end()["state"] == "finished"
+    assert {start["job"] for start in run.starts} == {run.starts[0]["job"]} and run.lost_steps() == 0
+
+
+def test_a_killed_task_is_brought_back_by_the_batch_script(lab: Lab) -> None:
+    """Guard and supervisor die at once, as out of memory: another job goes on."""
+    run = SlurmRun(lab, LONG)
+    run.at(30)
+    guard = int(Path(f"/proc/{run.supervisor()}/stat").read_text().rpartition(")")[2].split()[1])
+    for pid in (guard, run.supervisor()):
+        os.kill(pid, signal.SIGKILL)
+    assert run.end()["state"] == "finished"
+    assert len({start["job"] for start in run.starts}) == 2
+    run.assert_undisturbed(STEPS)
+
+
+def test_a_restarted_controller_is_not_noticed(lab: Lab) -> None:
+    run = SlurmRun(lab, LONG)
+    run.at(30)
+    lab.stop("slurmctld")
+    run.at(60)
+    assert "Slurm does not answer" in launch("status").stdout or "training" in launch("status").stdout
+    lab.start("slurmctld")
+    assert run.end()["state"] == "finished" and len(run.starts) == 1
+
+
+def test_a_node_that_fails(lab: Lab) -> None:
+    """Slurm requeues the job; what it left on the dead node is no hindrance to the next attempt."""
+    run = SlurmRun(lab, LONG)
+    run.at(30)
+    node = lab.call("squeue", "--noheader", f"--name={run.run.id}", "--format=%N")
+    job = run.jobs[0]
+    lab.stop(node, signal.SIGKILL)
+    try:
+        lab.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test", check=True)
+        wait("the requeued job", lambda: state_of(lab, job) == "PENDING" or run.final)
+        lab.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # its hold is 120 s
+        assert run.end()["state"] == "finished"
+        run.assert_undisturbed(STEPS)
+    finally:
+        lab.start(node)
+        lab.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def test_sbatch_that_lost_the_answer_makes_one_job(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job was accepted, sbatch said that it timed out: it is found by its name, not made twice."""
+    real = lab.call("which", "sbatch")
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    lost = "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2"
+    fake.write_text(
+        f'#!/bin/sh\ncase "$*" in *test-only*) exec {real} "$@";; esac\n{real} "$@" && {lost}; exit 1\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    run = SlurmRun(lab, "--steps 20")
+    assert len(read_jsonl(run.run.jobs)) == 1
+    assert run.end()["state"] == "finished" and len(run.starts) == 1
+
+
+def test_stop_preempt_and_resume_elsewhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SlurmRun(lab, "--steps 200 --pace 0.05")
+    run.at(20)
+    launch("preempt", "last")
+    run.at(25, attempt=2)
+    assert len(run.jobs) == 1 and run.ends[0]["state"] == "preempted"
+    launch("stop", "last")
+    assert run.final["state"] == "stopped" and not run.jobs and not run.alive() and run.lost_steps() == 0
+    assert launch("resume", "last", "--backend", "local", "--gpus", "1").returncode == 0
+    assert run.final["state"] == "finished" and (read_json(run.run.run) or {})["backend"] == "local"
+    run.assert_undisturbed(200)
+
+
+def test_stopping_a_run_that_waits(lab: Lab) -> None:
+    urgent = take_all(lab, 30)
+    wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
+    run = SlurmRun(lab, LONG)
+    shown = launch("status").stdout
+    assert "queued" in shown
+    assert "Resources" in launch("status", "last").stdout or "Priority" in launch("status", "last").stdout
+    launch("stop", "last")
+    assert not run.jobs and run.final["state"] == "stopped" and not run.starts
+    lab.call("scancel", urgent)
+
+
+def test_waiting_longer_than_asked(lab: Lab) -> None:
+    """Slurm itself takes the job from the queue; status says why there is none."""
+    urgent = take_all(lab, 60)
+    wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
+    run = SlurmRun(lab, LONG, resources={"time": "1m", "max_wait": "3s"})
+    wait("Slurm to give up", lambda: not run.jobs)
+    assert "max_wait" in launch("status", "last").stdout
+    lab.call("scancel", urgent)
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--partition", "btach"], "there is no partition `btach`"),
+        (["--gpus", "9", "resources.device=cuda"], "8"),
+        (["--time", "25h"], "24"),
+        (["--nodes", "3"], "nodes"),
+        (["--constraint", "a100"], "Slurm refuses the job"),
+        (["slurm.options.signal=USR1"], "the launcher sets itself"),
+        (["env.conda=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input(lab: Lab, tmp_path: Path, argv: list[str], sentence: str) -> None:
+    """One block per mistake, no traceback, nothing submitted and nothing left."""
+    recipe = tmp_path / "toy.yaml"
+    recipe.write_text(
+        f"program: {{script: {Path(__file__).with_name('toy.py')}}}\nresources: {{device: cpu}}\n"
+    )
+    done = launch(str(recipe), "--backend", "slurm", *argv, check=False)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not list((tmp_path / "runs").glob("*")) and not lab.call("squeue", "--noheader")
+
+
+def test_slurm_away_and_no_submit_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "toy.yaml"
+    recipe.write_text(
+        f"program: {{script: {Path(__file__).with_name('toy.py')}}}\nresources: {{device: cpu}}\n"
+    )
+    with cluster(Settings()) as lab:
+        lab.stop("slurmctld")
+        done = launch(str(recipe), "--backend", "slurm", check=False)
+        assert done.returncode == 1 and "Slurm does not answer" in done.stderr, done.stderr
+        monkeypatch.setenv("PATH", "/nowhere")
+        done = launch(str(recipe), "--backend", "slurm", check=False)
+        assert done.returncode == 2 and "no submit host" in done.stderr, done.stderr
+    assert not list((tmp_path / "runs").glob("*"))
