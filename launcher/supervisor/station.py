@@ -205,6 +205,8 @@ class Station:
 
     def _withdraw(self) -> None:
         """Take our entry away, unless it has become that of another supervisor of the run."""
+        if not self._mine.ticket:  # never queued
+            return
         with contextlib.suppress(OSError), queue.opened() as files:
             found = files.read(self._mine.key)
             if found and found.supervisor == self._mine.supervisor:
