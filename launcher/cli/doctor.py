@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.cli import examine
-from launcher.cli.findings import Finding, of_cluster, of_node, of_probe
+from launcher.cli.equipment import of_node
+from launcher.cli.findings import Finding, of_cluster, of_probe
 from launcher.errors import UserError
 from launcher.recipe import Recipe, parse, resolve
 from launcher.recipe.document import Problem

@@ -1,7 +1,7 @@
-"""Pure: what a cluster's settings, a probe and a node amount to for a run, in plain words."""
+"""Pure: what a cluster's settings and a probe amount to for a run, in plain words."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from launcher.slurm.cluster import Cluster, Partition, hours, save_seconds
 from launcher.slurm.probe import ROLES, Found
@@ -11,8 +11,6 @@ SHORT, TIGHT = (
     30.0,
 )  # seconds to save in: below the first a run loses its steps since the last checkpoint
 SLOW_DISK = 5.0  # seconds for a file to the node and back
-SMALL, LITTLE = 1 << 30, 20 << 30  # bytes free: no checkpoint fits; few do
-FILES = 4096  # open files that loaders of data and torch's own sharing may need
 WHO = {"task": "the supervisor", "child": "torchrun", "grandchild": "its workers"}
 
 
@@ -187,70 +185,3 @@ def clock(words: str, off: float) -> Finding:
     if off > 5:
         return Finding("clock", "note", words, "times in `launch status` are off by as much; nothing else is")
     return Finding("clock", "good", words, "times can be trusted")
-
-
-def of_node(node: dict[str, Any], device: str, gpus: int | None, cores: int | None) -> list[Finding]:
-    """`gpus`, `cores`: how many were asked for there, if any were."""
-    return [*_gpus(node, device, gpus), _torch(node), *_disk(node), *_processes(node, cores)]
-
-
-def _gpus(node: dict[str, Any], device: str, wanted: int | None) -> list[Finding]:
-    have = node["gpus"]
-    if device == "cpu":
-        return []
-    if not have["count"]:
-        means = "a run with resources.device: cuda fails at its start"
-        do = "Install the NVIDIA driver, name nodes that have one, or set resources.device=cpu."
-        return [
-            Finding(
-                "gpus", "bad" if wanted else "note", f"no GPU on {node['host']}: {have['why']}", means, do
-            )
-        ]
-    found = f"{have['count']} {have['name']} on {node['host']}, driver {have['driver']}"
-    if have["count"] < (wanted or 0):
-        do = f"Set resources.gpus to {have['count']}."
-        return [Finding("gpus", "bad", found, f"{wanted} are asked for: a run fails at its start", do)]
-    return [Finding("gpus", "good", found, "a run finds what it needs")]
-
-
-def _torch(node: dict[str, Any]) -> Finding:
-    torch = node["torch"]
-    if torch["version"] is None:
-        do = "pip install torch, into the environment that `launch` is in."
-        return Finding("torch", "bad", f"{node['host']} finds no torch", "no run can start", do)
-    found = f"torch {torch['version']}"
-    if not torch["shutdown_timeout"]:
-        means = "torchrun does not know --shutdown-timeout and ends workers 30 s after a signal, saved or not"
-        return Finding("torch", "bad", found, means, "Install torch 2.11 or newer.")
-    return Finding("torch", "good", found, "torchrun waits for a save as long as it is told to")
-
-
-def _disk(node: dict[str, Any]) -> list[Finding]:
-    made = []
-    for place, free in node["free"].items():
-        found = f"{free / 2**30:.1f} GiB free in {place}"
-        if free < SMALL:
-            means, do = "a checkpoint does not fit", "Make room, or set LAUNCH_RUNS to another disk."
-            made.append(Finding("disk", "bad", found, means, do))
-        elif free < LITTLE:
-            means, do = "few checkpoints fit", "Make room, or lower checkpoint.keep."
-            made.append(Finding("disk", "note", found, means, do))
-        else:
-            made.append(Finding("disk", "good", found, "there is room for checkpoints"))
-    return made
-
-
-def _processes(node: dict[str, Any], cores: int | None) -> list[Finding]:
-    made = []
-    if cores and node["cores"] < cores:
-        found = f"{node['cores']} cores may be used, {cores} were asked for"
-        means = "workers share cores, and the loading of data slows them down"
-        do = "Unset SLURM_CPU_BIND, or have the node's cores counted right."
-        made.append(Finding("cores", "note", found, means, do))
-    else:
-        found = f"{node['cores']} cores may be used" + (f", {cores} were asked for" if cores else "")
-        made.append(Finding("cores", "good", found, "no binding holds a run to fewer"))
-    if 0 <= node["files"] < FILES:
-        found, means = f"{node['files']} open files at most", "many loader workers may fail for want of more"
-        made.append(Finding("ulimit", "note", found, means, f"ulimit -n {FILES}, or ask for it."))
-    return made

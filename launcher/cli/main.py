@@ -195,6 +195,19 @@ def validate(recipes: tuple[Path, ...]) -> int:
 
 
 @cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@wants
+@BACKEND
+@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
+def predict(recipe: Path, overrides: tuple[str, ...], backend: str, as_json: bool, **asked: Any) -> int:
+    """Say when RECIPE would start, and whether a part of it would sooner; start nothing."""
+    from launcher.cli.predict import predict as foresee
+
+    return foresee(recipe, overrides, verbs.flags_of(**asked), backend, as_json)
+
+
+@cli.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @click.option("--partition", help="Slurm's partition; default: the recipe's, or the cluster's own.")
 @click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")

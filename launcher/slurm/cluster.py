@@ -180,7 +180,7 @@ def hours(length: float) -> str:
     """Seconds as people say them: 24 h, 1.5 h, 90 s."""
     for unit, name in ((3600.0, "h"), (60.0, "min")):
         if length >= unit:
-            return f"{length / unit:.4g} {name}"
+            return f"{length / unit:.3g} {name}"
     return f"{length:g} s"
 
 
