@@ -27,6 +27,7 @@ def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("LAUNCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("LAUNCH_TMUX_SOCKET", f"test-{uuid.uuid4().hex[:8]}")
     monkeypatch.setenv("LAUNCH_QUEUE", str(tmp_path / "queue"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
