@@ -1,5 +1,6 @@
 """`env:` of a recipe: environments found without `conda`, entered before torchrun, refused when not there."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,9 @@ import yaml
 
 from launcher import activation
 from launcher.activation import Activation, Unusable, conda
+from launcher.cli import submit
+from launcher.errors import RecipeError
+from launcher.recipe import parse, program, resolve
 from launcher.recipe.sections import Env
 from launcher.rundir import RunDir, read_json
 from tests.launcher.conftest import wait
@@ -218,6 +222,17 @@ def test_what_is_not_there_is_said_before_anything_starts(made: Path, tmp_path: 
         assert f"launch: show.yaml:{column}: " in done.stderr and sentence in done.stderr, done.stderr
     dry = launch(str(recipe(conda="dte")), "--dry-run")
     assert dry.returncode == 0 and "warning: show.yaml:10:10: there is no conda environment dte" in dry.stderr
+
+
+def test_on_a_cluster_only_modules_may_be_elsewhere() -> None:
+    """Environments lie on disks that all nodes share; what `module` finds differs from node to node."""
+    for env, refused in (({"conda": "dte"}, True), ({"modules": ["cuda/12"]}, False)):
+        document = resolve(recipe(**env))
+        findings = program.check(parse(document), document, here=False)
+        with pytest.raises(RecipeError) if refused else contextlib.nullcontext():
+            submit._refuse(document, findings, "slurm")
+        with pytest.raises(RecipeError):
+            submit._refuse(document, findings, "tmux")
 
 
 @pytest.mark.parametrize(
