@@ -6,13 +6,18 @@ from typing import Protocol
 from launcher.recipe import Recipe
 from launcher.recipe.document import Problem
 from launcher.rundir import RunDir
+from launcher.workstation import devices, queue
 
 
 def one_machine(recipe: Recipe, name: str) -> Iterator[Problem]:
-    """A window has no second machine."""
+    """A window has no second machine, and no more than this one has. Raises UserError."""
     if recipe.resources.nodes > 1:
         wrong = f"the {name} backend runs on one machine, and the recipe asks for {recipe.resources.nodes}"
         yield Problem(("resources", "nodes"), wrong)
+    queue.check()
+    wanted = devices.wants(recipe.resources, recipe.resources.gpus)
+    for kind, wrong in devices.lacking(wanted, devices.totals()).items():
+        yield Problem(("resources", "gpus" if kind == devices.WORKERS else kind), wrong)
 
 
 class Backend(Protocol):

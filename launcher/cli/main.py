@@ -167,16 +167,17 @@ def preempt(run: str) -> int:
 
 
 @cli.command()
-@click.argument("run", metavar="RUN|URL", shell_complete=complete_run)
+@click.argument("run", required=False, metavar="RUN|URL", shell_complete=complete_run)
 @GPUS
 @BACKEND
 @click.option("--follow", is_flag=True, help="Show the log and wait for the end.")
-def resume(run: str, gpus: int | None, backend: str, follow: bool) -> int:
+@click.option("--all", "everything", is_flag=True, help="All runs that were lost here: after a reboot, say.")
+def resume(run: str | None, gpus: int | None, backend: str, follow: bool, everything: bool) -> int:
     """Go on with a run that has ended or was lost.
 
     RUN is one of this disk; a URL is a run in a store, as `launch status RUN` shows it: it is brought here.
     """
-    return verbs.resume(run, gpus, backend, follow)
+    return verbs.resume(run, gpus, backend, follow, everything)
 
 
 @cli.command()

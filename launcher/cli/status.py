@@ -145,6 +145,8 @@ def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple
     from launcher.supervisor import lease, processes
 
     holder = lease.holder(run)
+    if holder is not None and holder.rebooted and about.get("backend") != "slurm":
+        holder = None
     last = ends[-1] if ends else {}
     reason = f"{last.get('state')}: {last.get('reason')}" if ends else None
     of_slurm = about.get("backend") == "slurm" and not (holder and holder.alive)
@@ -155,6 +157,10 @@ def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple
     if holder is not None and holder.alive is not False:
         between = len(ends) >= len(starts) and bool(starts)
         state = "stopping" if run.stop_requested.exists() else "coming back" if between else "running"
+        if holder.alive and state != "stopping" and (between or not starts):
+            waits = queues.of_machine().get(str(run.path))
+            if waits:
+                return "queued", waits, holder.host
         return state, reason if between else None, holder.host
     if of_slurm and told is None:
         return "unknown", "Slurm does not answer", None

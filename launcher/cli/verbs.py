@@ -118,11 +118,16 @@ def preempt(spec: str) -> int:
     return 0
 
 
-def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
-    from launcher.cli import submit
-    from launcher.rundir import find_run, read_json
-    from launcher.supervisor import lease, processes
+def resume(spec: str | None, gpus: int | None, backend: str, follow: bool, everything: bool) -> int:
+    from launcher.cli import comeback, submit
+    from launcher.rundir import find_run
 
+    if everything:
+        if spec or gpus or follow or backend != "auto":
+            raise UserError("--all brings back all runs that were lost here, as they were; it goes alone")
+        return comeback.everything()
+    if spec is None:
+        raise UserError("resume takes a RUN", "All that were lost on this machine: launch resume --all")
     elsewhere = "://" in spec
     backend = submit.pick_backend(backend)
 
@@ -130,12 +135,7 @@ def resume(spec: str, gpus: int | None, backend: str, follow: bool) -> int:
         return submit.check_again(run, flags_of(gpus=gpus), backend)
 
     run = _pull(spec, check) if elsewhere else find_run(spec)
-    if (read_json(run.final) or {}).get("state") == "finished":
-        raise UserError(f"run {run.id} is finished; there is nothing to resume")
-    holder = lease.holder(run)
-    if (holder is not None and holder.alive) or processes.keepers(run.path):
-        who = f": {holder} holds it" if holder else ""
-        raise UserError(f"run {run.id} is running already{who}", f"launch status {run.id}")
+    comeback.refuse(run)
     if not elsewhere:
         check(run)
     submit.adopt(run, backend, elsewhere)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 from launcher import activation
 from launcher.activation import Activation
-from launcher.errors import UserError
+from launcher.errors import LaunchError, UserError
 from launcher.recipe import Recipe
 from launcher.recipe.document import Document, Loc, Problem
+from launcher.workstation import devices
+from launcher.workstation.order import GPUS
 
 CHECK_PATIENCE = 120.0  # seconds; a check reads a few files, but on a cold network disk
 # Before 3.11 Python could not be kept from preferring the working directory to the snapshot (PYTHONSAFEPATH).
@@ -168,22 +169,8 @@ def _gpus_lacking(recipe: Recipe) -> str:
     resources = recipe.resources
     if resources.device == "cpu":
         return ""
-    have = gpus_here()
-    if have >= resources.gpus:
-        return ""
-    plural = "" if have == 1 else "s"
-    return f"this machine has {have or 'no'} GPU{plural}, the recipe asks for {resources.gpus}"
-
-
-def gpus_here() -> int:
-    """GPUs that a program started from here could use: the driver's, less what CUDA_VISIBLE_DEVICES hides."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
     try:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return 0
-    have = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return have if visible is None else min(have, len([part for part in visible.split(",") if part.strip()]))
+        have = len(devices.gpus())
+    except LaunchError as error:
+        return error.message
+    return devices.lacking({GPUS: resources.gpus}, {GPUS: have}).get(GPUS, "")

@@ -38,6 +38,7 @@ class Holder:
     here: bool
     alive: bool | None
     leaving: bool = False  # it saves, and lets go in a moment
+    rebooted: bool = False  # since then a machine of this name was started anew; it may be another
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -48,7 +49,8 @@ def holder(run: RunDir) -> Holder | None:
     said = read_json(run.lease)
     if said is None or said.get("ended"):
         return None
-    here = said.get("host") == socket.gethostname() and said.get("boot") == boot()
+    named, now = said.get("host") == socket.gethostname(), boot()
+    here = named and said.get("boot") == now
     process = processes.inspect(said.get("pid", 0)) if here else None
     alive = (process is not None and process.start == said.get("start")) if here else None
     return Holder(
@@ -60,6 +62,7 @@ def holder(run: RunDir) -> Holder | None:
         here,
         alive,
         bool(said.get("leaving")),
+        named and str(said.get("boot")).partition("/")[0] != now.partition("/")[0],
     )
 
 

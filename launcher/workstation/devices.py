@@ -45,7 +45,7 @@ def totals() -> dict[str, int]:
 def lacking(wanted: Mapping[str, int], there: Mapping[str, int]) -> dict[str, str]:
     """By kind, what this machine will never have for such a run; a kind that is not `there` is unlimited."""
     return {
-        kind: f"this machine has {_have(kind, there[kind])}, the run asks for {words({kind: amount})}"
+        kind: f"this machine has {_have(kind, there[kind])}, the recipe asks for {words({kind: amount})}"
         for kind, amount in wanted.items()
         if amount > there.get(kind, amount)
     }
@@ -65,7 +65,7 @@ def words(wanted: Mapping[str, int]) -> str:
 
 def _have(kind: str, amount: int) -> str:
     slots = {WORKERS: f"{amount or 'no'} slot{'s' * (amount != 1)} for CPU workers ({SLOTS})"}
-    return slots.get(kind) or (words({kind: amount}) if amount else "no GPU")
+    return slots.get(kind) or (words({kind: amount}) if amount else "no GPUs")
 
 
 def gpus() -> tuple[str, ...]:

@@ -107,6 +107,14 @@ def test_nobody_runs_it(runs: Path) -> None:
     assert status.row(make_run(runs, 1, created=time.time()))["state"] == "starting"
 
 
+def test_a_machine_that_was_started_anew_has_lost_its_runs(runs: Path) -> None:
+    run = make_run(runs)
+    hold(run, boot="an earlier one/pid:[1]")
+    assert status.row(run)["state"] == "lost"
+    hold(run, boot="an earlier one/pid:[1]", host="elsewhere")
+    assert status.row(run)["state"] != "lost", "only watching its counter could tell"
+
+
 def test_what_is_durable_and_since_when_it_is_not(runs: Path) -> None:
     run = make_run(runs, url="s3://b/x")
     hold(run)
