@@ -46,8 +46,8 @@ class Place(Protocol):
     def come_back(self, verdict: Verdict) -> None:
         """See to it that the run goes on elsewhere. Called while it is still saving; twice is as good."""
 
-    def leave(self) -> None:
-        """The attempt is over: give its devices back."""
+    def leave(self, again: bool) -> None:
+        """The attempt is over: give its devices back. `again`: it was preempted, and wants them at once."""
 
     def last_act(self, left: bool) -> None:
         """The run is released; `left`: to go on elsewhere, else it has ended."""
@@ -74,7 +74,7 @@ class Here:
     def come_back(self, verdict: Verdict) -> None:
         """It never left."""
 
-    def leave(self) -> None:
+    def leave(self, again: bool) -> None:
         """Nothing was taken."""
 
     def last_act(self, left: bool) -> None:

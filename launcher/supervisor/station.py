@@ -55,12 +55,10 @@ class Station:
             guard=(guard.pid, guard.start) if guard else None,
             grace=recipe.restart.grace,
         )
-        self._again = False  # whether the attempt ends only to start again: its place is kept
         self._pause, self._next = POLL, 0.0
         self._ending: dict[str, float] = {}  # entries of the dead -> when their processes are killed
 
     def enter(self, wait: Callable[[str], bool]) -> Mapping[str, str] | None:
-        self._again = False
         began, first = time.monotonic_ns(), not read_jsonl(self._run.attempts)
         self._mine = replace(self._mine, visible=())
         while True:
@@ -82,7 +80,7 @@ class Station:
                     return None
 
     def parting(self) -> Verdict | None:
-        if time.monotonic() < self._next:
+        if not self._mine.holding or time.monotonic() < self._next:
             return None
         verdict = None
         try:
@@ -94,7 +92,6 @@ class Station:
             if self._mine.preemptible and higher:
                 after = order.decide(entries, self._totals, self._busy()).gives_way.get(self._mine.key)
                 if after:
-                    self._again = True
                     verdict = Verdict("preempt", f"gives way to {after.run}, of priority {after.priority}")
         except (OSError, LaunchError):
             pass  # the next look may know more
@@ -102,7 +99,6 @@ class Station:
         return verdict
 
     def explain(self) -> Verdict:
-        self._again = True
         return Verdict("preempt", PREEMPTED)
 
     def grace(self, wanted: float) -> float:
@@ -111,10 +107,10 @@ class Station:
     def come_back(self, verdict: Verdict) -> None:
         """It never left the machine."""
 
-    def leave(self) -> None:
-        """Whoever is to start again at once waits in its old place from now on."""
+    def leave(self, again: bool) -> None:
+        """A run that was preempted waits in its old place from now on."""
         self._mine = replace(self._mine, holding=False, devices=())
-        if self._again:
+        if again:
             with contextlib.suppress(OSError), queue.opened() as files:
                 files.write(self._mine)
                 return

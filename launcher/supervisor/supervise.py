@@ -122,7 +122,8 @@ class Supervisor:
                 return verdict
             return self._run_attempt(self._lease.fence, devices, resume)
         finally:
-            self._place.leave()
+            last = self._history[-1].state if self._history else ""
+            self._place.leave(again=last == "preempted" and not self._give_up())
 
     def _run_attempt(self, number: int, devices: Mapping[str, str], resume: bool) -> Verdict | None:
         where = self._place.about()

@@ -148,7 +148,7 @@ def test_a_stop_takes_a_run_out_of_the_queue(toy: Make, monkeypatch: pytest.Monk
 def test_more_than_there_is_is_refused_at_once(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAUNCH_CPU_SLOTS", "4")
     run = toy("--steps 2", resources={"gpus": 8}).start()
-    assert run.end() == 1 and not queue.folder().exists()
+    assert run.end() == 1 and not queue.folder().exists(), run.window
     assert run.final["reason"].startswith("this machine has 4 slots for CPU workers (LAUNCH_CPU_SLOTS)")
 
 
@@ -221,9 +221,8 @@ def test_a_place_is_kept_by_who_starts_again_at_once(toy: Make, monkeypatch: pyt
     stations = [station(preempted), station(crashed)]
     assert [one.enter(lambda why: False) for one in stations] == [{}, {}]
     tickets = {run: entry.ticket for run, entry in entries().items()}
-    stations[0].explain()
-    for one in stations:
-        one.leave()
+    for one, again in zip(stations, (True, False), strict=True):
+        one.leave(again)
     (waits,) = entries().values()
     assert waits.run == preempted.run.id and waits.ticket == tickets[waits.run] and not waits.holding
     assert stations[1].enter(lambda why: False) == {}, "there is room for both"

@@ -94,11 +94,11 @@ class Allocation:
                 return Verdict("preempt", f"signalled, and {error.message}", leave=True)
 
     def come_back(self, verdict: Verdict) -> None:
-        if self._recipe.slurm.come_back == "requeue" and not self._requeued():
+        if requeues(self._recipe) and not self._requeued():
             return  # that ends the job at once: it is the last act of its task
         come_back(self._run, self._recipe, self._job, verdict.reason)
 
-    def leave(self) -> None:
+    def leave(self, again: bool) -> None:
         """The job's devices stay the job's."""
 
     def last_act(self, left: bool) -> None:
@@ -177,6 +177,11 @@ def come_back(run: RunDir, recipe: Recipe, job: str, why: str) -> None:
         except SlurmError as error:
             append_json(run.jobs, {"job": None, "why": why, "error": error.message, "time": time.time()})
             return
+
+
+def requeues(recipe: Recipe) -> bool:
+    """Whether the same job is to go on. One that had a deadline to start by would be ended by it."""
+    return recipe.slurm.come_back == "requeue" and recipe.resources.max_wait is None
 
 
 def requeue(run: RunDir, recipe: Recipe, job: str) -> None:
