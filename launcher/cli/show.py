@@ -15,7 +15,8 @@ from launcher.cli.status import Row
 from launcher.rundir import RunDir
 
 COLOURS = {
-    "running": "green", "queued": "cyan", "unknown": "bold red", "starting": "cyan", "coming back": "yellow", "stopping": "yellow",
+    "running": "green", "queued": "cyan", "unknown": "bold red", "starting": "cyan",
+    "coming back": "yellow", "stopping": "yellow",
     "finished": "bold green", "stopped": "yellow", "failed": "bold red", "lost": "bold red",
 }  # fmt: skip
 LOG_LINES = 12
