@@ -60,25 +60,26 @@ def doctor(path: Path | None, partition: str | None, as_json: bool) -> int:
 
 def on_cluster(cluster: Cluster, partition: Partition, recipe: Recipe | None, say: Say) -> list[Finding]:
     """What the configuration says, and what a job finds; its figures are kept for the budget of runs."""
-    told = {"program": {"script": "probe"}, "slurm": {"partition": partition.name}}
-    told |= {"resources": {"device": "cuda" if partition.gpus else "cpu"}}
-    asked = recipe or Recipe.model_validate(told)
+    least = {"program": {"script": "probe"}, "slurm": {"partition": partition.name}}
+    least |= {"resources": {"device": "cuda" if partition.gpus else "cpu"}}
+    asked = recipe or Recipe.model_validate(least)
     flags = options(asked)
     qos = flags.get("qos")
     grace = recipe.restart.grace if recipe else None
     device = asked.resources.device
     say("submitting a probe")
     try:
-        found = probe(_small(flags, device), runs_root(), cluster.kill_wait, say)
+        found = probe(_small(flags, device), runs_root(), cluster.kill_after, say)
     except (Blind, SlurmError, OSError) as error:
         return [*of_cluster(cluster, partition, qos, grace), _blind(error)]
-    made = of_probe(cluster, found) + of_node(found.node, device, 1, CORES)
+    unkept = []
     try:
         profile.write(cluster.name, found.kill_after, found.reached)
     except OSError as error:
         means = "later runs count with the cluster's KillWait instead of what was measured"
-        made.append(Finding("profile", "note", f"cannot be kept: {error}", means, "Set XDG_CONFIG_HOME."))
-    return [*of_cluster(cluster, partition, qos, grace), *made]  # now that the profile is known
+        unkept = [Finding("profile", "note", f"cannot be kept: {error}", means, "Set XDG_CONFIG_HOME.")]
+    told = of_cluster(cluster, partition, qos, grace)  # with the new profile
+    return [*told, *of_probe(cluster, found), *of_node(found.node, device, 1, CORES), *unkept]
 
 
 def workstation(recipe: Recipe | None) -> list[Finding]:

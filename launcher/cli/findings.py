@@ -153,8 +153,8 @@ def _signals(cluster: Cluster, found: Found) -> list[Finding]:
         )
     else:
         words = f"SIGKILL came {found.kill_after:g} s after SIGTERM; KillWait is {cluster.kill_wait} s"
-        less = min(found.kill_after, float(cluster.kill_wait))
-        made.append(Finding("kill", "good", words, f"the budget for a save counts {less:g} s for it"))
+        means = f"the time to save in counts {cluster.kill_after:g} s for it"
+        made.append(Finding("kill", "good", words, means))
     if found.outlived:
         alive = " and ".join(WHO[role] for role in ROLES if role in found.outlived)
         means = (

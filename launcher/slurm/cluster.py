@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from launcher.recipe import Recipe
 
 Wrong = tuple[tuple[str, ...], str]  # a place in the recipe, and what is wrong there
+LEAST_KILL_WAIT = 5  # seconds; slurmd gives as many, however short KillWait is
 CRED_EXPIRE = 120  # seconds, AuthInfo's default; a requeued job waits as long
 
 
@@ -76,6 +77,13 @@ class Cluster:
             return self.default
         return next((self.partitions[name] for name in named.split(",") if name in self.partitions), None)
 
+    @property
+    def kill_after(self) -> float:
+        """Seconds from SIGTERM to SIGKILL when a job is ended, measured ones if they are fewer."""
+        measured = profile.kill_after(self.name)
+        configured = float(max(self.kill_wait, LEAST_KILL_WAIT))
+        return configured if measured is None else min(configured, measured)
+
     def grace(self, partition: Partition, qos: str | None = None) -> int:
         """GraceTime of a preempted job: its partition's, or with preempt/qos its QOS's."""
         if self.preempt_type != "preempt/qos":
@@ -132,9 +140,8 @@ def save_seconds(cluster: Cluster, partition: str | None, qos: str | None = None
     found = cluster.partition(partition)
     if found is None:
         return None
-    grace, kill = cluster.grace(found, qos), float(cluster.kill_wait)
-    measured = profile.kill_after(cluster.name)
-    whole = grace + (kill if measured is None else min(kill, measured))
+    grace = cluster.grace(found, qos)
+    whole = grace + cluster.kill_after
     return max(whole - (2.0 if grace else 1.0), whole / 2)
 
 

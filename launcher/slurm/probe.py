@@ -64,8 +64,11 @@ class Found:
     outlived: list[str] = field(default_factory=list)  # who was alive after the job
 
 
-def probe(options: Mapping[str, str], root: Path, kill_wait: float, say: Say) -> Found:
-    """Submit, look, cancel, clean up. `options` of sbatch. Raises Blind, SlurmError, OSError."""
+def probe(options: Mapping[str, str], root: Path, kill_after: float, say: Say) -> Found:
+    """Submit, look, cancel, clean up. `options` of sbatch; `kill_after`: seconds, as configured.
+
+    Raises Blind, SlurmError, OSError.
+    """
     fresh = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=root))
@@ -79,7 +82,7 @@ def probe(options: Mapping[str, str], root: Path, kill_wait: float, say: Say) ->
         told = [str(folder), sys.executable, probe_task.__file__, str(CORES)]
         job = call("sbatch", "--parsable", *argv, str(script), *told).split(";")[0].strip()
         _started(job, folder, say)
-        return _look(job, folder, kill_wait, say)
+        return _look(job, folder, kill_after, say)
     finally:
         if job is not None:
             with contextlib.suppress(SlurmError):
@@ -114,7 +117,7 @@ def _started(job: str, folder: Path, say: Say) -> None:
         time.sleep(5 * POLL if time.monotonic() > submitted + 10 else POLL)
 
 
-def _look(job: str, folder: Path, kill_wait: float, say: Say) -> Found:
+def _look(job: str, folder: Path, kill_after: float, say: Say) -> Found:
     found = Found(_events(folder, "task", "node")[0])
     say("asking the node through files")
     _ask(folder, found)
@@ -124,9 +127,9 @@ def _look(job: str, folder: Path, kill_wait: float, say: Say) -> Found:
         time.sleep(1)  # the others have it by now, or never
     found.reached = [role for role in ROLES if "SIGTERM" in _signals(folder, role)]
     before = len(_terms(folder))
-    say(f"cancelling the probe; SIGKILL should come {kill_wait:g} s after SIGTERM")
+    say(f"cancelling the probe; SIGKILL should come {kill_after:g} s after SIGTERM")
     call("scancel", job)
-    _until(lambda: (seen := show(job)) is None or seen.state not in LIVE, kill_wait + PATIENCE)
+    _until(lambda: (seen := show(job)) is None or seen.state not in LIVE, kill_after + PATIENCE)
     time.sleep(0.75 * probe_task.AFTERLIFE)
     last = {role: read_jsonl(folder / f"{role}.jsonl")[-1]["at"] for role in ROLES}
     terms = _terms(folder)[before:]

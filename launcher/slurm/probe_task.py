@@ -32,7 +32,9 @@ def main() -> int:
     folder = Path(sys.argv[1])
     role = sys.argv[2] if len(sys.argv) > 2 else "task"
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)  # nothing is interrupted; they are fetched below
-    record = os.open(folder / f"{role}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # On a network disk others see what is written when it is closed, or at once if it is written so.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC
+    record = os.open(folder / f"{role}.jsonl", flags, 0o644)
 
     def tell(event: str, **more: object) -> None:
         os.write(record, json.dumps({"event": event, "at": time.monotonic(), **more}).encode() + b"\n")
