@@ -170,6 +170,7 @@ def _state(run: RunDir, about: Row, starts: list[Row], ends: list[Row]) -> tuple
         return ("coming back" if starts else "starting"), reason, None
     # Nobody holds it. Between two supervisors its guard lives; right after the start, it is on its way.
     on_its_way = not starts and holder is None and 0 <= time.time() - (about.get("created") or 0.0) < YOUNG
+    on_its_way = on_its_way and not (of_slurm and run.jobs.exists())  # squeue would have it
     if on_its_way or processes.keepers(run.path):
         return ("coming back" if starts else "starting"), reason, None
     return "lost", f"nobody runs it; launch resume {run.id}", None
@@ -179,9 +180,12 @@ def epitaph(run: RunDir) -> str:
     """How the last job of a run ended, as far as Slurm still knows."""
     from launcher.slurm import jobs
 
-    ids = [row["job"] for row in read_jsonl(run.jobs) if row.get("job")]
+    submitted = [row for row in read_jsonl(run.jobs) if row.get("job")]
+    ids = [row["job"] for row in submitted]
     if not ids:
         return "no job came of it"
+    if submitted[-1].get("deadline") and not run.attempts.exists():
+        return f"job {ids[-1]} did not start within resources.max_wait"
     return f"job {ids[-1]} is over ({jobs.ended(ids[-1]) or 'Slurm knows no more of it'})"
 
 

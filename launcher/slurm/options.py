@@ -19,14 +19,19 @@ OWNED = {
 NAMED = ("partition", "account", "qos", "constraint", "exclude", "reservation")
 
 
-def options(recipe: "Recipe", gpus: int | None = None, nodes: int | None = None) -> dict[str, str]:
-    """Long option -> its value, "" for one that takes none. `gpus`, `nodes`: where a resume has others."""
+def options(
+    recipe: "Recipe", gpus: int | None = None, nodes: int | None = None, first: bool = False
+) -> dict[str, str]:
+    """Long option -> its value, "" for one that takes none.
+
+    gpus, nodes: where a resume has others. first: whether it is the run's first job, whose wait has an end.
+    """
     wants, slurm = recipe.resources, recipe.slurm
     gpus, nodes = gpus or wants.gpus, nodes or wants.nodes
     made = {
         "nodes": str(nodes),
         "ntasks-per-node": "1",
-        "cpus-per-task": str(cpus(recipe, gpus)),
+        "cpus-per-task": str(wants.cpus or gpus),
         "requeue": "",  # what brings a run back from a node that died
     }
     if wants.device == "cuda":
@@ -35,6 +40,8 @@ def options(recipe: "Recipe", gpus: int | None = None, nodes: int | None = None)
         made["mem"] = f"{wants.memory}M"
     if wants.time:
         made["time"] = str(max(1, int(wants.time // 60)))
+        if wants.max_wait and first:  # a job that cannot end by then is taken from the queue
+            made["deadline"] = f"now+{int(wants.max_wait + wants.time)}"
     if wants.priority < 0:
         made["nice"] = str(-wants.priority)
     made |= {name: value for name in NAMED if (value := getattr(slurm, name)) is not None}
@@ -43,13 +50,11 @@ def options(recipe: "Recipe", gpus: int | None = None, nodes: int | None = None)
     return made
 
 
-def cpus(recipe: "Recipe", gpus: int) -> int:
-    """Cores of each node's task. srun has to be told again (Slurm 22.05 stopped passing it on)."""
-    return recipe.resources.cpus or gpus
-
-
 def check(recipe: "Recipe") -> Iterator[Problem]:
-    """Options that belong to another key, or to the launcher."""
+    """Options that belong to another key, or to the launcher, and a wait that Slurm cannot be told."""
+    if recipe.resources.max_wait and not recipe.resources.time:
+        wrong = "on Slurm `max_wait` needs `resources.time`: a deadline is all that Slurm knows"
+        yield Problem(("resources", "max_wait"), wrong)
     for section in ("options", "preemptible"):
         for name in getattr(recipe.slurm, section):
             if name in OWNED:

@@ -199,7 +199,7 @@ def test_bad_input(lab: Lab, tmp_path: Path, argv: list[str], sentence: str) -> 
     )
     done = launch(str(recipe), "--backend", "slurm", *argv, check=False)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert not list((tmp_path / "runs").glob("*")) and not lab.call("squeue", "--noheader")
+    assert not list((tmp_path / "runs").glob("*")) and "toy" not in lab.call("squeue", "--format=%j")
 
 
 def test_slurm_away_and_no_submit_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

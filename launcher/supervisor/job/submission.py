@@ -20,7 +20,7 @@ from launcher.recipe import Recipe
 from launcher.rundir import RunDir, append_json, read_json, read_jsonl
 from launcher.slurm import jobs
 from launcher.slurm.commands import SlurmAway, call, require
-from launcher.slurm.options import cpus, options
+from launcher.slurm.options import options
 from launcher.supervisor.guard import marks
 from launcher.supervisor.job.task import task
 
@@ -41,18 +41,21 @@ def submit(run: RunDir, recipe: Recipe, why: str, gpus: int | None = None, nodes
     Raises SlurmError with Slurm's own words if it refuses, SlurmAway if it is not there, Uncertain.
     """
     require()
-    job: str = _executor(run, recipe, gpus, nodes).submit(task, str(run.path), gpus).job_id
-    append_json(run.jobs, {"job": job, "why": why, "time": time.time(), "gpus": gpus, "nodes": nodes})
+    wanted = options(recipe, gpus, nodes, first=not run.attempts.exists())
+    executor = _executor(run, wanted)
+    job: str = executor.submit(task, str(run.path), gpus).job_id
+    line = {"job": job, "why": why, "time": time.time(), "gpus": gpus, "nodes": nodes}
+    append_json(run.jobs, line | {"deadline": wanted.get("deadline")})
     return job
 
 
 def script(run: RunDir, recipe: Recipe) -> str:
     """The batch script, as a dry run shows it."""
-    executor = _executor(run, recipe, None, None)
+    executor = _executor(run, options(recipe, first=True))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
-def _executor(run: RunDir, recipe: Recipe, gpus: int | None, nodes: int | None) -> Any:
+def _executor(run: RunDir, wanted: dict[str, str]) -> Any:
     import submitit
 
     class Executor(submitit.SlurmExecutor):
@@ -66,8 +69,7 @@ def _executor(run: RunDir, recipe: Recipe, gpus: int | None, nodes: int | None) 
             path.write_text(self._make_submission_file_text(command, ""))
             return submitit.SlurmJob(self.folder, _sbatch(run, path), tasks=list(range(self._num_tasks())))
 
-    wanted = options(recipe, gpus, nodes)
-    per_task = f"--cpus-per-task={cpus(recipe, gpus or recipe.resources.gpus)}"
+    per_task = f"--cpus-per-task={wanted['cpus-per-task']}"  # which srun of Slurm 22.05 does not pass on
     resort = [sys.executable, "-P", "-m", "launcher.supervisor.job.last_resort", str(run.path)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,7 +13,7 @@ from launcher.rundir import RunDir, read_json
 from launcher.slurm import jobs
 from launcher.supervisor import restart
 from launcher.supervisor.guard import Guard
-from launcher.supervisor.job.allocation import arguments, requeue
+from launcher.supervisor.job.allocation import arguments, requeue, requeues
 from launcher.supervisor.meeting import dismiss, job_name
 from launcher.supervisor.node import serve
 
@@ -45,6 +45,6 @@ def _requeue(run: RunDir, job: str) -> None:
     """Where the recipe wants the same job again, and Slurm has not requeued it by itself."""
     recipe = load_frozen(run.recipe)
     mine = [queued for queued in jobs.queue(run.id) if queued.id == job and queued.state == "RUNNING"]
-    if recipe.slurm.come_back == "requeue" and mine:
+    if requeues(recipe) and mine:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it
         requeue(run, recipe, job)
