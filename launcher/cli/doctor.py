@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher import activation
 from launcher.cli import examine
 from launcher.cli.equipment import of_node
 from launcher.cli.findings import Finding, of_cluster, of_probe
 from launcher.errors import UserError
 from launcher.recipe import Recipe, parse, resolve
-from launcher.recipe.document import Problem
+from launcher.recipe.document import Document, Problem
 from launcher.rundir import runs_root
 from launcher.slurm import cluster as slurm
 from launcher.slurm import commands, probe_task, profile
@@ -36,29 +37,57 @@ def doctor(path: Path | None, partition: str | None, as_json: bool) -> int:
     flags = {"slurm.partition": (f"--partition {partition}", partition)} if partition else {}
     document = resolve(path, (), flags) if path else None
     recipe = parse(document) if document else None
+    python = _python(recipe, document)
     with Console(stderr=True).status("asking Slurm") as status:
-        found, notes = _cluster()
-        if found:
-            place = found.partition(options(recipe).get("partition") if recipe else partition)
-            if recipe and document and (wrong := slurm.check_asked(found, recipe)):
-                raise document.error(Problem(loc, sentence) for loc, sentence in wrong)
-            if place is None:
-                raise UserError(_no_partition(found, partition), f"There are: {', '.join(found.partitions)}.")
-            findings = on_cluster(found, place, recipe, status.update)
+        cluster, findings = _cluster()
+        place = _partition(cluster, partition, recipe, document) if cluster else None
+        if cluster and place:
+            findings += on_cluster(cluster, place, recipe, python, status.update)
         else:
-            findings = notes + workstation(recipe)
+            findings += workstation(recipe, python)
         status.update("asking the store")
         findings += _store(recipe)
-    head = f"cluster {found.name}, Slurm {found.version}, partition {place.name}" if found and place else ""
     if as_json:
-        told = asdict(found) | {"partition": place.name} if found and place else None
+        told = asdict(cluster) | {"partition": place.name} if cluster and place else None
         print(json.dumps({"schema": SCHEMA, "cluster": told, "findings": [one.record() for one in findings]}))
     else:
-        _show(head or "this machine", findings)
+        on = (
+            f"cluster {cluster.name}, Slurm {cluster.version}, partition {place.name}"
+            if cluster and place
+            else ""
+        )
+        _show(on or "this machine", findings)
     return int(any(one.state == "bad" for one in findings))
 
 
-def on_cluster(cluster: Cluster, partition: Partition, recipe: Recipe | None, say: Say) -> list[Finding]:
+def _python(recipe: Recipe | None, document: Document | None) -> str:
+    """What is to run torchrun."""
+    if recipe is None or document is None:
+        return sys.executable
+    try:
+        return activation.find(recipe.env, Path.cwd(), os.environ).python
+    except activation.Unusable as error:
+        raise document.error([Problem(("env", error.key), error.message)]) from None
+
+
+def _partition(
+    cluster: Cluster, named: str | None, recipe: Recipe | None, document: Document | None
+) -> Partition:
+    """Where the probe goes. Raises RecipeError if the recipe asks for what it has not, UserError."""
+    if recipe and document:
+        if wrong := slurm.check_asked(cluster, recipe):
+            raise document.error(Problem(loc, sentence) for loc, sentence in wrong)
+        named = options(recipe).get("partition")
+    found = cluster.partition(named)
+    if found is None:
+        there = f"There are: {', '.join(cluster.partitions)}."
+        raise UserError(f"there is no partition `{named}` here" if named else "name a --partition", there)
+    return found
+
+
+def on_cluster(
+    cluster: Cluster, partition: Partition, recipe: Recipe | None, python: str, say: Say
+) -> list[Finding]:
     """What the configuration says, and what a job finds; its figures are kept for the budget of runs."""
     least = {"program": {"script": "probe"}, "slurm": {"partition": partition.name}}
     least |= {"resources": {"device": "cuda" if partition.gpus else "cpu"}}
@@ -69,7 +98,7 @@ def on_cluster(cluster: Cluster, partition: Partition, recipe: Recipe | None, sa
     device = asked.resources.device
     say("submitting a probe")
     try:
-        found = probe(_small(flags, device), runs_root(), cluster.kill_after, say)
+        found = probe(_small(flags, device), runs_root(), cluster.kill_after, say, python)
     except (Blind, SlurmError, OSError) as error:
         return [*of_cluster(cluster, partition, qos, grace), _blind(error)]
     unkept = []
@@ -82,15 +111,16 @@ def on_cluster(cluster: Cluster, partition: Partition, recipe: Recipe | None, sa
     return [*told, *of_probe(cluster, found), *of_node(found.node, device, 1, CORES), *unkept]
 
 
-def workstation(recipe: Recipe | None) -> list[Finding]:
+def workstation(recipe: Recipe | None, python: str) -> list[Finding]:
     """What runs find on this machine."""
     root = runs_root()
     while not root.is_dir():
         root = root.parent
     wants = recipe.resources if recipe else None
-    node = probe_task.node(root / "probe")
+    node = probe_task.node(root / "probe", python)
     return [
         examine.tmux(),
+        examine.shared(),
         *of_node(node, wants.device if wants else "cuda", wants.gpus if wants else None, None),
     ]
 
@@ -123,10 +153,6 @@ def _blind(error: Blind | SlurmError | OSError) -> Finding:
         )
     harmless = isinstance(error, Blind) and not error.bad
     return Finding("probe", "note" if harmless else "bad", error.message, means, error.hint)
-
-
-def _no_partition(cluster: Cluster, named: str | None) -> str:
-    return f"there is no partition `{named}` in {cluster.name}" if named else "there is no default partition"
 
 
 def _store(recipe: Recipe | None) -> list[Finding]:

@@ -35,8 +35,9 @@ def _gpus(node: dict[str, Any], device: str, wanted: int | None) -> list[Finding
 def _torch(node: dict[str, Any]) -> Finding:
     torch = node["torch"]
     if torch["version"] is None:
-        do = "pip install torch, into the environment that `launch` is in."
-        return Finding("torch", "bad", f"{node['host']} finds no torch", "no run can start", do)
+        found = f"{torch['python']} has no torch on {node['host']}"
+        do = f"{torch['python']} -m pip install torch, or name another environment in `env`."
+        return Finding("torch", "bad", found, "no run can start", do)
     found = f"torch {torch['version']}"
     if not torch["shutdown_timeout"]:
         means = "torchrun does not know --shutdown-timeout and ends workers 30 s after a signal, saved or not"

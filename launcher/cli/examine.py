@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from launcher.cli.findings import Finding, clock
 from launcher.errors import LaunchError, StoreAway, StoreError
 from launcher.storage import PreconditionFailed, Store, StoreSettings, reach
+from launcher.workstation import queue
 
 AWS = "https://s3.amazonaws.com"
 PATIENCE = 10.0  # seconds for the store's time of day
@@ -94,3 +95,12 @@ def tmux() -> Finding:
         means = "runs go in the foreground and end with their terminal's connection"
         return Finding("tmux", "note", "there is no tmux", means, "Install tmux 3.2 or newer.")
     return Finding("tmux", "good", version, "runs go on in a window when the connection breaks")
+
+
+def shared() -> Finding:
+    """The queue through which the runs of this machine share it."""
+    try:
+        queue.check()
+    except LaunchError as error:
+        return Finding("queue", "bad", error.message, "no run can start in tmux", error.hint)
+    return Finding("queue", "good", str(queue.folder()), "runs of all users share this machine through it")

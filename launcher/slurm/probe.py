@@ -30,7 +30,7 @@ test -d "$1" || exit 81
 test -w "$1" || exit 82
 test -x "$2" || exit 83
 test -r "$3" || exit 84
-exec srun --ntasks=1 --cpus-per-task="$4" --output="$1/step.log" "$2" -P "$3" "$1"
+exec srun --ntasks=1 --cpus-per-task="$4" --output="$1/step.log" "$2" -I "$3" "$1" task "$5"
 """
 SHARED = "Set LAUNCH_RUNS to a folder on a disk that all nodes share."
 INSTALL = "Install the launcher and its Python on a disk that all nodes share."
@@ -64,10 +64,10 @@ class Found:
     outlived: list[str] = field(default_factory=list)  # who was alive after the job
 
 
-def probe(options: Mapping[str, str], root: Path, kill_after: float, say: Say) -> Found:
+def probe(options: Mapping[str, str], root: Path, kill_after: float, say: Say, python: str = "") -> Found:
     """Submit, look, cancel, clean up. `options` of sbatch; `kill_after`: seconds, as configured.
 
-    Raises Blind, SlurmError, OSError.
+    `python`: what is to run torchrun, if not ours. Raises Blind, SlurmError, OSError.
     """
     fresh = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def probe(options: Mapping[str, str], root: Path, kill_after: float, say: Say) -
         own = {"job-name": NAME, "time": "10", "output": os.devnull, "chdir": "/", "no-requeue": ""}
         own |= {"nodes": "1", "ntasks-per-node": "1", "cpus-per-task": str(CORES)}
         argv = [f"--{name}={value}" if value else f"--{name}" for name, value in ({**options, **own}).items()]
-        told = [str(folder), sys.executable, probe_task.__file__, str(CORES)]
+        told = [str(folder), sys.executable, probe_task.__file__, str(CORES), python or sys.executable]
         job = call("sbatch", "--parsable", *argv, str(script), *told).split(";")[0].strip()
         _started(job, folder, say)
         return _look(job, folder, kill_after, say)

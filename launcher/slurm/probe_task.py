@@ -1,4 +1,4 @@
-"""The probe's task on a compute node: `python probe_task.py FOLDER [ROLE]`. Only the standard library, alone.
+"""The probe's task on a compute node: `python probe_task.py FOLDER ROLE PYTHON`. Only the standard library.
 
 Three processes in the places that a supervisor (task), torchrun (child) and its workers (grandchild, in a
 session of its own) have. Each appends to FOLDER/ROLE.jsonl which signals it gets, and that it is alive. The
@@ -23,14 +23,17 @@ from typing import Any
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 BELOW = {"task": "child", "child": "grandchild"}
+TORCH = "--torch"
 POLL = 0.1  # seconds
 LONGEST = 300.0  # seconds; whatever happens, nothing of the probe lives longer
 AFTERLIFE = 2.0  # seconds that a process outlives its parent: long enough to be noticed
 
 
 def main() -> int:
-    folder = Path(sys.argv[1])
-    role = sys.argv[2] if len(sys.argv) > 2 else "task"
+    if sys.argv[1:] == [TORCH]:
+        print(json.dumps(torch()))
+        return 0
+    folder, role, python = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)  # nothing is interrupted; they are fetched below
     # On a network disk others see what is written when it is closed, or at once if it is written so.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC
@@ -41,10 +44,10 @@ def main() -> int:
 
     tell("up", pid=os.getpid())
     if role in BELOW:
-        argv = [sys.executable, "-I", __file__, str(folder), BELOW[role]]
+        argv = [sys.executable, "-I", __file__, str(folder), BELOW[role], python]
         subprocess.Popen(argv, start_new_session=BELOW[role] == "grandchild")
     if role == "task":
-        tell("node", **node(folder))
+        tell("node", **node(folder, python))
     parent, began, orphaned, answered = os.getppid(), time.monotonic(), 0.0, 0
     while time.monotonic() < began + LONGEST and folder.is_dir():
         got = signal.sigtimedwait(HEARD, POLL)
@@ -60,8 +63,8 @@ def main() -> int:
     return 0
 
 
-def node(folder: Path) -> dict[str, Any]:
-    """What a run would find here; `folder` is in the folder of runs."""
+def node(folder: Path, python: str) -> dict[str, Any]:
+    """What a run would find here. `folder` is in the folder of runs; `python` is to run torchrun."""
     places = sorted({folder.parent, Path(os.environ.get("TMPDIR") or "/tmp")})
     return {
         "host": socket.gethostname(),
@@ -69,7 +72,7 @@ def node(folder: Path) -> dict[str, Any]:
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "free": {str(place): shutil.disk_usage(place).free for place in places if place.is_dir()},
         "gpus": gpus(),
-        "torch": torch(),
+        "torch": ask_torch(python),
     }
 
 
@@ -88,6 +91,14 @@ def gpus() -> dict[str, Any]:
         words = (said.stderr or said.stdout).strip().splitlines() or ["nvidia-smi sees no GPU"]
         return {"count": 0, "why": words[-1]}
     return {"count": len(rows), "driver": rows[0][0], "name": rows[0][1]}
+
+
+def ask_torch(python: str) -> dict[str, Any]:
+    """What `torch` says in another Python."""
+    with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+        said = subprocess.run([python, "-I", __file__, TORCH], capture_output=True, text=True, timeout=60)
+        return {"python": python, **json.loads(said.stdout)}
+    return {"python": python, "version": None, "shutdown_timeout": False}
 
 
 def torch() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def test_a_machine_without_slurm(commands: Path, recipe: Path) -> None:
     recipe.write_text("program: {script: train.py}\nresources: {gpus: 3}\n")
     said = launch("doctor", str(recipe), "--json", check=False)
     assert said.returncode == 1 and checks(json.loads(said.stdout)["findings"])["gpus"]["state"] == "bad"
+
+
+def test_the_environment_of_the_recipe_is_looked_into(commands: Path, recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(f"{RECIPE}env:\n  venv: {tmp_path}/venv\n")
+    said = launch("doctor", str(recipe), check=False)
+    assert said.returncode == 2 and "recipe.yaml:4:9: " in said.stderr, said.stderr
+    venv.create(tmp_path / "venv")
+    found = checks(json.loads(launch("doctor", str(recipe), "--json", check=False).stdout)["findings"])
+    assert (
+        found["torch"]["state"] == "bad"
+        and f"{tmp_path}/venv/bin/python has no torch" in found["torch"]["found"]
+    )
 
 
 def test_a_controller_that_is_away(commands: Path, recipe: Path) -> None:
