@@ -50,13 +50,10 @@ def doctor(path: Path | None, partition: str | None, as_json: bool) -> int:
     if as_json:
         told = asdict(cluster) | {"partition": place.name} if cluster and place else None
         print(json.dumps({"schema": SCHEMA, "cluster": told, "findings": [one.record() for one in findings]}))
+    elif cluster and place:
+        _show(f"cluster {cluster.name}, Slurm {cluster.version}, partition {place.name}", findings)
     else:
-        on = (
-            f"cluster {cluster.name}, Slurm {cluster.version}, partition {place.name}"
-            if cluster and place
-            else ""
-        )
-        _show(on or "this machine", findings)
+        _show("this machine", findings)
     return int(any(one.state == "bad" for one in findings))
 
 

@@ -109,10 +109,9 @@ def _started(job: str, folder: Path, say: Say) -> None:
         if began is None and time.monotonic() > submitted + PATIENCE:
             why = f"no node was free within {PATIENCE:g} s ({seen.reason})"
             raise Blind(why, "Try again when one is, or name another with --partition.", bad=False)
-        if began is not None and time.monotonic() > began + PATIENCE:
-            why = (
-                f"the probe started, but nothing it wrote to {folder.parent} was seen here in {PATIENCE:g} s"
-            )
+        # nvidia-smi and a cold disk may take a minute each
+        if began is not None and time.monotonic() > began + 3 * PATIENCE:
+            why = f"the probe started, but not all that it wrote to {folder.parent} has come here"
             raise Blind(why, SHARED, bad=True)
         time.sleep(5 * POLL if time.monotonic() > submitted + 10 else POLL)
 
