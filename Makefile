@@ -1,6 +1,6 @@
 # The commands a person needs. `make demo` and `make test` set up all they use.
 #   TORCH_INDEX=URL   take torch from another package index, e.g. PyTorch's own CPU index
-#   NO_APT=1          never install Debian packages (tmux), whatever the rights
+#   NO_APT=1          never install Debian packages (tmux, slurm-wlm, munge), whatever the rights
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
@@ -38,7 +38,11 @@ $(STAMP): pyproject.toml constraints.txt
 tmux:
 	@command -v tmux >/dev/null || NO_APT=$(NO_APT) bash tools/apt-install tmux \
 	  || echo "tmux is not here and cannot be installed: the local backend is used instead"
-.PHONY: tmux
+
+slurm:
+	@PATH=$$PATH:/usr/sbin; command -v slurmctld munged >/dev/null || NO_APT=$(NO_APT) bash tools/apt-install slurm-wlm munge \
+	  || echo "slurm-wlm and munge are not here and cannot be installed: the tests on a Slurm cluster are skipped"
+.PHONY: tmux slurm
 
 demo: $(STAMP) tmux
 	@$(BIN)/python tools/demo.py
@@ -48,13 +52,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP) tmux check
+test: $(STAMP) tmux slurm check
 	$(BIN)/python -m pytest -m 'not soak' --durations=15
 
-soak: $(STAMP) tmux
+soak: $(STAMP) tmux slurm
 	$(BIN)/python -m pytest -m soak --timeout 3600 -s
 
-bench: $(STAMP) tmux
+bench: $(STAMP) tmux slurm
 	$(BIN)/python -m bench
 
 clean:

@@ -47,7 +47,7 @@ class Settings:
     grace: int = 8
     kill_wait: int = 5
     accounting: bool = False
-    requeue: bool = True
+    forgets: int = 60  # seconds after which an ended job is known to accounting only
 
 
 class Lab:
@@ -203,6 +203,7 @@ class Lab:
         storage = (
             f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=localhost\n"
             f"AccountingStoragePort={self._ports['slurmdbd']}\nAccountingStorageEnforce=associations\n"
+            f"AccountingStoragePass={self.folder}/munge/socket\n"
             if s.accounting else "AccountingStorageType=accounting_storage/none\n"
         )  # fmt: skip
         host = f"NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1"
@@ -245,12 +246,12 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-JobRequeue={int(s.requeue)}
+JobRequeue=1
 KillWait={s.kill_wait}
 InactiveLimit=0
 SlurmdTimeout=20
 ReturnToService=2
-MinJobAge=60
+MinJobAge={s.forgets}
 UnkillableStepTimeout=60
 {storage}{nodes}{partitions}""")
         gres = [f"NodeName={node} Name=gpu File=/dev/tty[0-{GPUS - 1}]\n" for node in NODES]

@@ -215,3 +215,25 @@ def test_slurm_away_and_no_submit_host(tmp_path: Path, monkeypatch: pytest.Monke
         done = launch(str(recipe), "--backend", "slurm", check=False)
         assert done.returncode == 2 and "no submit host" in done.stderr, done.stderr
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_with_accounting(tmp_path: Path) -> None:
+    """An unknown account is refused by name; a job that only accounting remembers is told by its end."""
+    with cluster(Settings(accounting=True, forgets=2)) as lab:
+        source = tmp_path / "toy.yaml"
+        toy = Path(__file__).with_name("toy.py")
+        source.write_text(f"program: {{script: {toy}}}\nresources: {{device: cpu}}\n")
+        done = launch(str(source), "--backend", "slurm", "--account", "nobody", check=False)
+        assert done.returncode == 2 and "--account nobody" in done.stderr and "account" in done.stderr
+        assert not list((tmp_path / "runs").glob("*"))
+        run = SlurmRun(lab, LONG)
+        run.at(30)
+        take_all(lab)
+        assert run.end()["state"] == "finished" and run.lost_steps() == 0
+        urgent = take_all(lab, 30)
+        wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
+        waiting = SlurmRun(lab, LONG, name="waiting")
+        lab.call("scancel", *waiting.jobs)
+        job = read_jsonl(waiting.run.jobs)[0]["job"]
+        wait("Slurm to forget the job", lambda: not lab.call("scontrol", "show", "job", job))
+        wait("accounting to know", lambda: "CANCELLED" in launch("status", waiting.run.id).stdout, 30)
