@@ -17,7 +17,8 @@ from launcher.supervisor import control, lease, processes
 from launcher.supervisor.place import Refused
 from launcher.supervisor.station import Station
 from launcher.workstation import order, queue
-from tests.launcher.conftest import Toy, wait
+from tests.launcher.conftest import TOY, Toy, wait
+from tests.launcher.test_cli import launch
 from tests.launcher.test_queue import smi
 
 Make = Callable[..., Toy]
@@ -150,6 +151,25 @@ def test_more_than_there_is_is_refused_at_once(toy: Make, monkeypatch: pytest.Mo
     run = toy("--steps 2", resources={"gpus": 8}).start()
     assert run.end() == 1 and not queue.folder().exists(), run.window
     assert run.final["reason"].startswith("this machine has 4 slots for CPU workers (LAUNCH_CPU_SLOTS)")
+
+
+def test_launch_refuses_what_the_machine_will_never_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("toy.yaml").write_text(f"program: {{script: {TOY}}}\nresources:\n  gpus: 2\n  device: cpu\n")
+    for slots, said in (
+        (
+            "1",
+            "toy.yaml:3:9: this machine has 1 slot for CPU workers (LAUNCH_CPU_SLOTS), the recipe asks for 2",
+        ),
+        ("many", "LAUNCH_CPU_SLOTS is 'many'"),
+    ):
+        refused = launch("toy.yaml", "--backend", "local", LAUNCH_CPU_SLOTS=slots)
+        assert refused.returncode == 2 and said in refused.stderr, refused
+    lacking = launch("toy.yaml", "--backend", "local", "resources.memory=9000T")
+    assert lacking.returncode == 2 and "the recipe asks for 9.216e+06 GB of memory" in lacking.stderr, lacking
+    assert not runs_root().exists() and not queue.folder().exists()
 
 
 def test_what_the_dead_held_is_free_when_nothing_of_them_is_left(

@@ -41,7 +41,7 @@ def test_window_lives_as_long_as_its_run(toy: Make, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PMIX_RANK", "3")
     monkeypatch.setenv("A_SECRET", "of another job")
     run = toy("--steps 30 --wait-at 9 --every 100", backend="tmux")
-    BACKENDS["tmux"].check(load_frozen(run.run.recipe))
+    assert not list(BACKENDS["tmux"].check(load_frozen(run.run.recipe)))
     assert BACKENDS["tmux"].start(run.run, None) is None
     assert windows() == [run.run.id]
     run.at(9)
@@ -119,4 +119,4 @@ def test_attach_shows_the_window_in_a_terminal(toy: Make) -> None:
 def test_no_tmux(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as bare, pytest.raises(UserError, match="no tmux"):
         bare.setenv("PATH", "/nonexistent")
-        BACKENDS["tmux"].check(load_frozen(toy("").run.recipe))
+        list(BACKENDS["tmux"].check(load_frozen(toy("").run.recipe)))
