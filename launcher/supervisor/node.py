@@ -60,8 +60,7 @@ class Agent:
             silence = self._lease.still(lease)
             over = dismissed(self._run, self._job)
             if self._attempt:
-                lost = over or silence > SILENCE or lease.get("ended") or lease.get("fence", 0) > self._fence
-                self._tend(self._attempt, bool(lost) or told.get("order") == "stop")
+                self._tend(self._attempt, over or silence > SILENCE or self._unwanted(told, lease))
             elif over or silence > FORSAKEN:
                 return 0
             elif told.get("job") == self._job:
@@ -70,6 +69,12 @@ class Agent:
                 self._reap()
             self._tick()
             time.sleep(POLL)
+
+    def _unwanted(self, told: dict[str, Any], lease: dict[str, Any]) -> bool:
+        """Whether the attempt is over elsewhere. What was said of earlier ones may still be seen here."""
+        stopped = told.get("order") == "stop" and told.get("fence") == self._fence
+        released = lease.get("ended") and lease.get("fence") == self._fence
+        return bool(stopped or released or lease.get("fence", 0) > self._fence)
 
     def _follow(self, told: dict[str, Any]) -> None:
         fence, order = told["fence"], told["order"]

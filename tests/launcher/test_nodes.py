@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -136,6 +137,39 @@ def test_an_agent_that_dies_is_noticed(toy: Make, agents: Agents, monkeypatch: p
     wait("the end", lambda: not attempt.running, 30)
     assert attempt.trouble == "nothing was heard of node 1 for 4 s"
     assert attempt.exit_status, "and torchrun here is ended"
+
+
+LAST_ONE_FAILS = """
+import os, pathlib, sys, time
+last = os.environ["RANK"] == "3"
+while last and not pathlib.Path(os.environ["LAUNCH_RUN_DIR"], "others_are_done").exists():
+    time.sleep(0.1)
+sys.exit(last)
+"""
+
+
+def test_node_0_is_not_left_waiting_for_one_that_failed(toy: Make, agents: Agents) -> None:
+    """Its torchrun waits at the end for all others', inside its store, where it hears no SIGTERM."""
+    run = two_nodes(toy, "", script=LAST_ONE_FAILS, crashes=0, grace=60).start()
+    agent = agents.start(run.run)
+    wait("the workers", lambda: all(run.run.rank_log(1, rank).exists() for rank in range(4)))
+    wait("the end of node 0's", lambda: len(processes.of_attempts(run.run.path, node=0)) == 1)
+    (run.run.path / "others_are_done").touch()
+    began = time.monotonic()
+    assert run.end() == 1
+    assert time.monotonic() - began < 30, "the grace period is for those who save"
+    assert run.final["reason"].endswith("rank 3 exited with 1; torchrun on node 1 exited with 1")
+    meeting.dismiss(run.run, JOB)
+    assert agent.wait(20) == 0
+
+
+def test_stopped_while_the_nodes_meet(toy: Make) -> None:
+    run = two_nodes(toy, "").run
+    attempt = Fleet(run, 1, JOB, 2, 2, 20.0, lambda meeting: pytest.fail("it started"), print)
+    assert attempt.running
+    attempt.stop(20.0)
+    assert not attempt.running and attempt.exit_status == 1 and not attempt.trouble
+    assert read_json(run.rendezvous)["order"] == "stop"
 
 
 def test_an_agent_of_another_job_or_attempt_does_nothing(toy: Make, agents: Agents) -> None:
