@@ -40,7 +40,8 @@ tmux:
 	  || echo "tmux is not here and cannot be installed: the local backend is used instead"
 
 slurm:
-	@PATH=$$PATH:/usr/sbin; command -v slurmctld munged >/dev/null || NO_APT=$(NO_APT) bash tools/apt-install slurm-wlm munge \
+	@PATH=$$PATH:/usr/sbin; command -v slurmctld >/dev/null && command -v munged >/dev/null \
+	  || NO_APT=$(NO_APT) bash tools/apt-install slurm-wlm munge \
 	  || echo "slurm-wlm and munge are not here and cannot be installed: the tests on a Slurm cluster are skipped"
 .PHONY: tmux slurm
 

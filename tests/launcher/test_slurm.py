@@ -237,3 +237,15 @@ def test_with_accounting(tmp_path: Path) -> None:
         job = read_jsonl(waiting.run.jobs)[0]["job"]
         wait("Slurm to forget the job", lambda: not lab.call("scontrol", "show", "job", job))
         wait("accounting to know", lambda: "CANCELLED" in launch("status", waiting.run.id).stdout, 30)
+
+
+def test_two_nodes(lab: Lab) -> None:
+    """One task a node; preempted they save together, and come back together."""
+    run = SlurmRun(lab, LONG, resources={"nodes": 2})
+    run.at(30)
+    take_all(lab)
+    assert run.end()["state"] == "finished"
+    assert run.ends[0]["saved"] and run.lost_steps() == 0 and not run.alive()
+    logs = {path.name for path in run.run.attempt_logs(2).glob("rank-*.log")}
+    assert logs == {f"rank-{rank}.log" for rank in range(4)}
+    run.assert_undisturbed(STEPS)
