@@ -8,6 +8,7 @@ import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
+EXEC = "LAUNCH_EXEC"  # the name of the `launch exec` that we are in: what it holds is ours
 # Of an outer job or an outer torchrun: a worker that inherited them would take itself for somebody else.
 # SLURM_CPU_BIND of an outer step pins all workers to its few cores. SLURM_CONF only says where Slurm is.
 FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "PMIX_", "PMI_", "TORCHELASTIC_", "PET_", "LAUNCH_")
@@ -18,6 +19,7 @@ FOREIGN_NAMES = {
 KEPT = {
     *("SLURM_CONF", "LAUNCH_STORAGE", "LAUNCH_RUNS", "LAUNCH_TMUX_SOCKET"),
     *("LAUNCH_QUEUE", "LAUNCH_CPU_SLOTS"),
+    EXEC,
 }
 
 

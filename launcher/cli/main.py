@@ -208,6 +208,30 @@ def predict(recipe: Path, overrides: tuple[str, ...], backend: str, as_json: boo
     return foresee(recipe, overrides, verbs.flags_of(**asked), backend, as_json)
 
 
+@cli.command("exec", context_settings={"allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@wants
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "slurm", "local"]),
+    default="auto",
+    help="auto: Slurm if it answers, else this machine.",
+)
+@click.option("--predict-only", is_flag=True, help="Say when it would start; start nothing.")
+def execute(command: tuple[str, ...], backend: str, predict_only: bool, **asked: Any) -> int:
+    """Run any COMMAND, interactive or not, on what it asks for.
+
+    \b
+      launch exec --gpus 4 --cpus 8 --memory 30G --max-wait 24h -- bash
+
+    It waits until that is free, in Slurm's queue or in this workstation's, and then has this terminal. Its
+    exit status is the command's.
+    """
+    from launcher.cli.execute import execute as run_command
+
+    return run_command(command, verbs.flags_of(**asked), backend, predict_only)
+
+
 @cli.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @click.option("--partition", help="Slurm's partition; default: the recipe's, or the cluster's own.")

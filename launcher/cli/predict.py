@@ -21,7 +21,7 @@ from launcher.recipe import Flags, Recipe, parse, resolve
 from launcher.recipe.document import Document
 from launcher.slurm import cluster as slurm
 from launcher.slurm.cluster import hours
-from launcher.slurm.forecast import Slot, forecast
+from launcher.slurm.forecast import Slot, forecast, halvings
 from launcher.slurm.options import options
 
 SCHEMA = 1
@@ -66,7 +66,8 @@ def of_slurm(recipe: Recipe, document: Document) -> tuple[Table, dict[str, Any]]
 
 def of_queue(recipe: Recipe) -> tuple[Table, dict[str, Any]]:
     """The answer of this workstation's queue."""
-    found = turn.turns(recipe)
+    wants = recipe.resources
+    found = turn.turns(recipe, halvings(wants.gpus, wants.min_gpus))
     made = Table(box=None, header_style="bold", pad_edge=False)
     made.add_column(_unit(recipe).upper(), justify="right")
     made.add_column("WOULD START")

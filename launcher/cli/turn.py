@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from launcher.errors import UserError
 from launcher.recipe import Recipe
-from launcher.slurm.forecast import halvings
+from launcher.recipe.sections import Resources
 from launcher.supervisor import lease
-from launcher.supervisor.station import alive
+from launcher.supervisor.member import alive
 from launcher.workstation import devices, order, queue
 from launcher.workstation.order import GPUS, Claim
 
@@ -22,21 +22,24 @@ class Turn:
     behind: tuple[str, ...]
 
 
-def turns(recipe: Recipe) -> list[Turn]:
-    """For what the recipe asks for, then for fewer GPUs. Raises UserError for what this machine never has."""
+def turns(recipe: Recipe, counts: Sequence[int]) -> list[Turn]:
+    """For so many GPUs or workers, each by itself. Raises UserError for what this machine never has."""
     wants = recipe.resources
+    visible, there = machine(wants, max(counts))
+    busy = devices.busy() if visible else frozenset()
+    others = _queued()
+    return [_turn(recipe, count, visible, others, there, busy) for count in counts]
+
+
+def machine(wants: Resources, workers: int) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The GPUs to choose from, and the total of all that is counted. Raises UserError if it is too little."""
     on_gpus = wants.device == "cuda"
-    visible = devices.gpus() if on_gpus else ()
-    there = devices.totals()
-    asked = devices.wants(wants, wants.gpus)
+    visible, there = devices.gpus() if on_gpus else (), devices.totals()
+    asked = devices.wants(wants, workers)
     lacking = devices.lacking(asked, there | ({GPUS: len(visible)} if on_gpus else {}))
     if lacking:
         raise UserError("; ".join(lacking.values()), "Ask for less, or for another machine.")
-    busy = devices.busy() if on_gpus else frozenset()
-    others = _queued()
-    return [
-        _turn(recipe, gpus, visible, others, there, busy) for gpus in halvings(wants.gpus, wants.min_gpus)
-    ]
+    return visible, there
 
 
 def _turn(

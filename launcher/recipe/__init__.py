@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from launcher.errors import RecipeError
 from launcher.recipe import environment
-from launcher.recipe.document import Document, Loc, Problem, display, dotted
+from launcher.recipe.document import Document, Loc, Mark, Problem, display, dotted
 from launcher.recipe.sections import (
     Checkpoint,
     Env,
@@ -75,6 +75,15 @@ def resolve(path: Path, overrides: Sequence[str] = (), flags: Flags = _NO_FLAGS)
         if not equals:
             raise RecipeError(f"{text}: an override looks like section.key=value")
         _override(document, key, value, f"{text} on the command line")
+    return _flagged(document, flags)
+
+
+def typed(data: dict[str, Any], flags: Flags) -> Document:
+    """What no file says: `data` with the options of the command line on top, not yet checked."""
+    return _flagged(Document(data, Mark("launch")), flags)
+
+
+def _flagged(document: Document, flags: Flags) -> Document:
     for key, (flag, given) in flags.items():
         _override(document, key, given, flag)
     return document

@@ -1,10 +1,12 @@
 """`python -m launcher.supervisor RUN_DIR`: the supervisor as a process of its own, as the guard starts it."""
 
 import argparse
+import os
 import sys
 import traceback
 from pathlib import Path
 
+from launcher.environ import EXEC
 from launcher.errors import LaunchError
 from launcher.recipe import load_frozen
 from launcher.rundir import RunDir
@@ -46,6 +48,8 @@ def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int) -> Pla
         from launcher.supervisor.job.allocation import Allocation
 
         return Allocation(run, recipe, job, restarts)
+    if EXEC in os.environ:
+        return Here()  # what we need was given to the command that started us
     from launcher.supervisor.station import Station
 
     return Station(run, recipe, gpus or recipe.resources.gpus)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.environ import EXEC
+
 POLL = 0.1  # seconds between looks at processes that are about to end
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 KILL_PATIENCE = 30.0  # seconds until SIGKILL must have worked; only a process stuck in the kernel outlives it
@@ -65,14 +67,13 @@ def of_attempts(run_dir: Path, attempt: int | None = None, node: int | None = No
         for process, told, at in _carrying(run_dir)
         if told is not None and attempt in (None, told) and node in (None, at)
     }
-    # A child may have changed its environment; its parent tells whose it is.
-    family = {process.pid: process for process in _all()}
-    grown = True
-    while found and grown:
-        more = [process for pid, process in family.items() if pid not in found and process.parent in found]
-        found |= {process.pid: process for process in more}
-        grown = bool(more)
-    return list(found.values())
+    return _with_descendants(found)
+
+
+def of_command(name: str) -> list[Process]:
+    """What `launch exec` has started under this name, and whatever that started."""
+    needle = f"{EXEC}={name}".encode()
+    return _with_descendants({process.pid: process for process in _all() if needle in _environ(process.pid)})
 
 
 def end(find: Callable[[], list[Process]], budget: float, tick: Callable[[], None] = lambda: None) -> bool:
@@ -127,10 +128,7 @@ def _carrying(run_dir: Path) -> Iterator[tuple[Process, int | None, int | None]]
     """The processes that were told this run folder, with the attempt and the node that each was told."""
     needle = f"LAUNCH_RUN_ID={run_dir.name}".encode()
     for pid in _pids():
-        try:
-            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # gone, or another user's
-            continue
+        environ = _environ(pid)
         if needle not in environ or pid == os.getpid():
             continue
         told = dict(variable.split(b"=", 1) for variable in environ if variable.startswith(b"LAUNCH_"))
@@ -139,6 +137,25 @@ def _carrying(run_dir: Path) -> Iterator[tuple[Process, int | None, int | None]]
         if folder.resolve() == run_dir.resolve() and (process := inspect(pid)):
             attempt, node = (told.get(name, b"") for name in (b"LAUNCH_ATTEMPT", b"LAUNCH_NODE"))
             yield process, int(attempt) if attempt.isdigit() else None, int(node) if node.isdigit() else None
+
+
+def _with_descendants(found: dict[int, Process]) -> list[Process]:
+    """A child may have changed its environment; its parent tells whose it is."""
+    family = {process.pid: process for process in _all()}
+    grown = True
+    while found and grown:
+        more = [process for pid, process in family.items() if pid not in found and process.parent in found]
+        found |= {process.pid: process for process in more}
+        grown = bool(more)
+    return list(found.values())
+
+
+def _environ(pid: int) -> list[bytes]:
+    """The variables that a process was started with; none if it is gone, or another user's."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def _all() -> Iterator[Process]:
