@@ -47,9 +47,10 @@ def execute(command: Sequence[str], flags: Flags, backend: str, predict_only: bo
     )
     recipe = parse(document)
     if pick_backend(backend) == "slurm":
+        max_wait, recipe = recipe.resources.max_wait, _without_max_wait(recipe)
         if wrong := list(BACKENDS["slurm"].check(recipe)):
             raise document.error(wrong)
-        return _predict_slurm(recipe) if predict_only else _srun(recipe, command)
+        return _predict_slurm(recipe) if predict_only else _srun(recipe, command, max_wait)
     workers = recipe.resources.gpus if on_gpus else 0
     if recipe.resources.nodes > 1:
         raise document.error([Problem(("resources", "nodes"), "this is one machine, and no Slurm answers")])
@@ -62,37 +63,36 @@ def execute(command: Sequence[str], flags: Flags, backend: str, predict_only: bo
     return _in_turn(recipe.resources, workers, command)
 
 
-def _srun(recipe: Recipe, command: Sequence[str]) -> int:
+def _without_max_wait(recipe: Recipe) -> Recipe:
+    """Which for a batch job is a deadline of Slurm's; srun watches it by itself."""
+    return recipe.model_copy(update={"resources": recipe.resources.model_copy(update={"max_wait": None})})
+
+
+def _srun(recipe: Recipe, command: Sequence[str], max_wait: float | None) -> int:
     """In the foreground, with a terminal of its own where we have one (srun(1))."""
     name, wants = re.sub(r"[^A-Za-z0-9._-]", "_", Path(command[0]).name), recipe.resources
-    argv = ["srun", f"--job-name=launch-exec-{name}", *_flags(recipe)]
+    asked = {
+        option: value for option, value in options(recipe).items() if option != "requeue"
+    }  # sbatch's own
+    argv = ["srun", f"--job-name=launch-exec-{name}"]
+    argv += [f"--{option}={value}" if value else f"--{option}" for option, value in asked.items()]
     environ = _environment()
     if sys.stdin.isatty() and sys.stdout.isatty():
         argv.append("--pty")
-    if wants.max_wait:
-        argv.append(f"--immediate={math.ceil(wants.max_wait)}")
+    if max_wait:
+        argv.append(f"--immediate={math.ceil(max_wait)}")
         environ["SLURM_EXIT_IMMEDIATE"] = str(WAITED)
     status = foreground.run([*argv, "--", *command], environ)
-    if wants.max_wait and status == WAITED:
+    if max_wait and status == WAITED:
         gpus = wants.gpus if wants.device == "cuda" else 0
         what = devices.words(devices.wants(wants, gpus) or {devices.CORES: 1})
-        raise LaunchError(f"waited {hours(wants.max_wait)} for {what}")
+        raise LaunchError(f"waited {hours(max_wait)} for {what}")
     return status
 
 
 def _environment() -> dict[str, str]:
     """The caller's; who is given no GPUs sees none."""
     return clean(os.environ) | {"CUDA_VISIBLE_DEVICES": ""}
-
-
-def _flags(recipe: Recipe) -> list[str]:
-    """Those of sbatch, less what only a batch job knows."""
-    made = options(recipe)
-    return [
-        f"--{name}={value}" if value else f"--{name}"
-        for name, value in made.items()
-        if name not in ("requeue", "deadline")
-    ]
 
 
 def _predict_slurm(recipe: Recipe) -> int:
