@@ -1,5 +1,6 @@
 """What the documents tell people to type is there: commands, options, make targets, recipes, links."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -30,7 +31,8 @@ def test_verbs_and_options_are_there(page: Path) -> None:
         while isinstance(group, click.Group) and rest and rest[0] in group.commands:
             command = group = group.commands[rest.pop(0)]
         known = {"-h", "--help", *(name for parameter in command.params for name in parameter.opts)}
-        used = {word.split("=")[0] for word in rest if word.startswith("-")}
+        ours = itertools.takewhile(lambda word: word != "--", rest)
+        used = {word.split("=")[0] for word in ours if word.startswith("-")}
         assert used <= known, f"{page.name}: `{line}`: no {used - known}"
         if (
             command is cli.commands["run"]
