@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
@@ -18,7 +19,7 @@ def run(argv: Sequence[str], environ: Mapping[str, str], tick: Callable[[], None
     It stays in our process group, so the terminal is its own as it is ours: Ctrl-C and Ctrl-Z reach both.
     """
     told: list[int] = []
-    with _signals(told):
+    with _signals(told), _terminal() as restore:
         child = subprocess.Popen(argv, env=environ, close_fds=False)  # whatever we were given open is for it
         while True:
             try:
@@ -28,6 +29,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str], tick: Callable[[], None
                     child.send_signal(told.pop(0))
                 tick()
             else:
+                if status < 0:
+                    restore()
                 return status if status >= 0 else 128 - status
 
 
@@ -47,6 +50,24 @@ def _signals(told: list[int]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _terminal() -> Iterator[Callable[[], None]]:
+    """What sets the terminal back: an interactive shell that is killed leaves it without echo."""
+    try:
+        before = termios.tcgetattr(0)
+    except (termios.error, OSError):  # it is none
+        yield lambda: None
+        return
+
+    def restore() -> None:
+        handler = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # the dead shell's group has the terminal
+        with contextlib.suppress(termios.error):  # its window is closed
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTTOU, handler)
+
+    yield restore
 
 
 class Line:

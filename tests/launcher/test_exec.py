@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,22 @@ def test_a_shell_has_the_terminal() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_ctrl_c_is_for_the_command(started: list[subprocess.Popen[str]]) -> None:
+def test_a_killed_shell_leaves_a_terminal_that_echoes() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "dumb"
+        os.execv(sys.executable, [*EXEC, *STATION, "--gpus", "1", "--", "bash", "--norc", "--noprofile"])
+    wait("the prompt", lambda: not termios.tcgetattr(terminal)[3] & termios.ECHO, 20)
+    (entry,) = entries().values()
+    (shell,) = processes.of_command(entry.run)
+    shell.signal(signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + 9
+    assert termios.tcgetattr(terminal)[3] & termios.ECHO and not entries()
+    os.close(terminal)
+
+
+@pytest.mark.usefixtures("here")
+def test_ctrl_c_is_for_the_command() -> None:
     line = "trap 'echo saved; exit 9' INT; echo on; while :; do sleep 0.05; done"
     pid, terminal = pty.fork()
     if pid == 0:
@@ -114,7 +130,7 @@ def test_ctrl_c_is_for_the_command(started: list[subprocess.Popen[str]]) -> None
     shown = b""
     while b"on\r\n" not in shown:
         shown += os.read(terminal, 4096)
-    os.write(terminal, b"\x03")
+    os.write(terminal, b"\x03")  # Ctrl-C
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     os.close(terminal)
     assert not entries()
