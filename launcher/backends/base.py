@@ -27,8 +27,10 @@ class Backend(Protocol):
     def notes(self, recipe: Recipe) -> list[str]:
         """What a run should know of this way before it starts."""
 
-    def start(self, run: RunDir, gpus: int | None) -> int | None:
-        """Start the run. In the foreground: the supervisor's exit status, at the end. Else None, at once."""
+    def start(self, run: RunDir, gpus: int | None, nodes: int | None = None) -> int | None:
+        """Start the run, where they are given on other numbers than the recipe's.
+
+        In the foreground: the supervisor's exit status, at the end. Else None, at once."""
 
     def close(self, run: RunDir) -> None:
         """Take away what is left to look at of a run that has ended."""

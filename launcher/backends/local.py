@@ -15,7 +15,7 @@ class Local:
     def check(self, recipe: Recipe) -> Iterator[Problem]:
         yield from one_machine(recipe, "local")
 
-    def start(self, run: RunDir, gpus: int | None) -> int:
+    def start(self, run: RunDir, gpus: int | None, nodes: int | None = None) -> int:
         from launcher.supervisor.guard import Guard
 
         frozen = (read_json(run.run) or {}).get("env", {})

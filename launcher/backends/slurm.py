@@ -63,8 +63,8 @@ class Slurm:
         known = f"GraceTime {grace} s and KillWait {here.kill_wait} s of partition {partition.name}, less a margin"
         return [f"{min(budget, recipe.restart.grace):g} s to save in when it is preempted: {known}"]
 
-    def start(self, run: RunDir, gpus: int | None) -> None:
-        submit(run, load_frozen(run.recipe), "launched", gpus)
+    def start(self, run: RunDir, gpus: int | None, nodes: int | None = None) -> None:
+        submit(run, load_frozen(run.recipe), "launched", gpus, nodes)
 
     def close(self, run: RunDir) -> None:
         """Slurm forgets jobs by itself."""

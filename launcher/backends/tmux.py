@@ -34,7 +34,7 @@ class Tmux:
         if number and (int(number[1]), int(number[2])) < OLDEST:
             raise UserError(f"{version} is too old: 3.2 is needed", "Update it, or use `--backend local`.")
 
-    def start(self, run: RunDir, gpus: int | None) -> None:
+    def start(self, run: RunDir, gpus: int | None, nodes: int | None = None) -> None:
         session = load_frozen(run.recipe).tmux.session
         workdir = (read_json(run.run) or {}).get("workdir") or "/"
         old = _windows(run)

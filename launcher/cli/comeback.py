@@ -1,11 +1,12 @@
 """`launch resume`: which runs may go on, and all of a machine's at once, after it was started anew."""
 
+import shutil
 import socket
 
 import click
 
 from launcher.backends import BACKENDS
-from launcher.cli import status, submit
+from launcher.cli import queues, status, submit
 from launcher.cli.status import Row
 from launcher.cli.verbs import flags_of
 from launcher.errors import LaunchError, UserError
@@ -21,12 +22,15 @@ def refuse(run: RunDir) -> None:
     if (holder is not None and holder.alive) or processes.keepers(run.path):
         who = f": {holder} holds it" if holder else ""
         raise UserError(f"run {run.id} is running already{who}", f"launch status {run.id}")
+    mine = (queues.of_slurm() or {}).get(run.id) if run.jobs.exists() else None
+    if mine:
+        raise UserError(f"run {run.id} is job {mine[0].id} already", f"launch status {run.id}")
 
 
 def everything() -> int:
     """Bring every run of this machine back that is lost. One that cannot come keeps no other from coming."""
     rows = [row for row in status.listing() if row["state"] == "lost" and _ours(row)]
-    if rows and submit.pick_backend("auto") != "tmux":
+    if rows and shutil.which("tmux") is None:
         raise UserError("there is no tmux here to bring runs back in", "One by one: launch resume RUN")
     if not rows:
         click.echo(f"no run of {runs_root()} was lost on this machine")

@@ -169,15 +169,18 @@ def preempt(run: str) -> int:
 @cli.command()
 @click.argument("run", required=False, metavar="RUN|URL", shell_complete=complete_run)
 @GPUS
+@click.option("--nodes", type=click.IntRange(1), help="Machines; default: the recipe's on Slurm, else 1.")
 @BACKEND
 @click.option("--follow", is_flag=True, help="Show the log and wait for the end.")
 @click.option("--all", "everything", is_flag=True, help="All runs that were lost here: after a reboot, say.")
-def resume(run: str | None, gpus: int | None, backend: str, follow: bool, everything: bool) -> int:
+def resume(
+    run: str | None, gpus: int | None, nodes: int | None, backend: str, follow: bool, everything: bool
+) -> int:
     """Go on with a run that has ended or was lost.
 
     RUN is one of this disk; a URL is a run in a store, as `launch status RUN` shows it: it is brought here.
     """
-    return verbs.resume(run, gpus, backend, follow, everything)
+    return verbs.resume(run, gpus, nodes, backend, follow, everything)
 
 
 @cli.command()
@@ -245,6 +248,28 @@ def doctor(recipe: Path | None, partition: str | None, as_json: bool) -> int:
     from launcher.cli.doctor import doctor as examine
 
     return examine(recipe, partition, as_json)
+
+
+@cli.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@wants
+@BACKEND
+@click.option(
+    "--every", type=click.IntRange(1), default=10, show_default=True, help="Steps between checkpoints."
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
+def drill(
+    recipe: Path, overrides: tuple[str, ...], backend: str, every: int, as_json: bool, **asked: Any
+) -> int:
+    """Preempt RECIPE on purpose, and prove that nothing is lost.
+
+    It runs for some steps, is preempted as its backend would, and comes back; then it runs again undisturbed,
+    and both are compared. Exit status 0: all that is promised held.
+    """
+    from launcher.cli.drill import drill as prove
+
+    return prove(recipe, overrides, verbs.flags_of(**asked), backend, every, as_json)
 
 
 @cli.command()

@@ -118,28 +118,31 @@ def preempt(spec: str) -> int:
     return 0
 
 
-def resume(spec: str | None, gpus: int | None, backend: str, follow: bool, everything: bool) -> int:
+def resume(
+    spec: str | None, gpus: int | None, nodes: int | None, backend: str, follow: bool, everything: bool
+) -> int:
     from launcher.cli import comeback, submit
     from launcher.rundir import find_run
 
     if everything:
-        if spec or gpus or follow or backend != "auto":
+        if spec or gpus or nodes or follow or backend != "auto":
             raise UserError("--all brings back all runs that were lost here, as they were; it goes alone")
         return comeback.everything()
     if spec is None:
         raise UserError("resume takes a RUN", "All that were lost on this machine: launch resume --all")
     elsewhere = "://" in spec
     backend = submit.pick_backend(backend)
+    nodes = nodes if backend == "slurm" else nodes or 1  # a window is on one machine
 
     def check(run: "RunDir") -> object:
-        return submit.check_again(run, flags_of(gpus=gpus), backend)
+        return submit.check_again(run, flags_of(gpus=gpus, nodes=nodes), backend)
 
     run = _pull(spec, check) if elsewhere else find_run(spec)
     comeback.refuse(run)
     if not elsewhere:
         check(run)
     submit.adopt(run, backend, elsewhere)
-    return _start(run, backend, gpus, follow)
+    return _start(run, backend, gpus, follow, nodes)
 
 
 def rm(spec: str, store: bool) -> int:
@@ -202,7 +205,7 @@ def _backend(run: "RunDir") -> "Backend":
     return BACKENDS[(read_json(run.run) or {}).get("backend", "local")]
 
 
-def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:
+def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool, nodes: int | None = None) -> int:
     from launcher.backends import BACKENDS
     from launcher.cli import logs
     from launcher.rundir import read_jsonl
@@ -210,7 +213,7 @@ def _start(run: "RunDir", backend: str, gpus: int | None, follow: bool) -> int:
     if backend == "local":
         click.echo(f"{run.id} in the foreground; its folder: {run.path}", err=True)
     over = logs.Over(run)
-    answer = BACKENDS[backend].start(run, gpus)
+    answer = BACKENDS[backend].start(run, gpus, nodes)
     if answer is not None:  # it ran in the foreground
         return 0 if answer == 0 else 1
     where = f"is job {read_jsonl(run.jobs)[-1]['job']}" if backend == "slurm" else f"in a {backend} window"

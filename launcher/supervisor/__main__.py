@@ -21,12 +21,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.supervisor")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--gpus", type=int)
+    parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--job")
     parser.add_argument("--restarts", type=int, default=0)
     args = parser.parse_args()
     run = RunDir(args.run_dir.absolute())
     try:
-        return Supervisor(run, args.gpus, _place(run, args.gpus, args.job, args.restarts)).run()
+        place = _place(run, args.gpus, args.job, args.restarts)
+        return Supervisor(run, args.gpus, place, args.nodes).run()
     except LaunchError as error:
         words = f"{error.message}. {error.hint}".rstrip(". ") + "."
         if run.run.exists():

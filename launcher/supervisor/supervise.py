@@ -36,7 +36,9 @@ PARTING_FLUSH = 2.0  # seconds for the store where somebody waits for the node
 class Supervisor:
     """`run` returns FINISHED, FAILED, STOPPED, TAKEN or LEFT. Raises UserError for a folder without a run."""
 
-    def __init__(self, run: RunDir, gpus: int | None = None, place: Place | None = None) -> None:
+    def __init__(
+        self, run: RunDir, gpus: int | None = None, place: Place | None = None, nodes: int = 1
+    ) -> None:
         record = read_json(run.run)
         if record is None:
             raise UserError(f"{run.path} holds no run: its run.json is missing or torn")
@@ -44,7 +46,7 @@ class Supervisor:
         self._place: Place = place or Here()
         self._recipe = load_frozen(run.recipe)
         self._gpus = gpus or self._recipe.resources.gpus  # of each node
-        self._nodes = self._recipe.resources.nodes if record["backend"] == "slurm" else 1
+        self._nodes = nodes
         self._console = Console(run.run_log)
         self._lease = Lease(run)
         self._durable = Durable(run, self._recipe, record, self._say, self._tick)

@@ -80,7 +80,10 @@ def command(
         *("--no-python", python, "-I", "-S", rank.__file__),
         *(python, "-u", *program, *recipe.program.args),
     ]
-    env = clean(base) | record.get("env", {}) | recipe.env.vars
+    frozen = dict(record.get("env", {}))
+    if record.get("backend") == "slurm":
+        frozen.pop("CUDA_VISIBLE_DEVICES", None)  # Slurm says which: `base` has it
+    env = clean(base) | frozen | recipe.env.vars
     env.setdefault("USER", user(env))  # torch and others ask for it, and fail where nothing else says it
     if gpus > 1:
         env.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own default, which it warns of

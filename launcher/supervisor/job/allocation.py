@@ -28,7 +28,8 @@ MARGIN = 10.0  # seconds before a time limit that the way out takes, beside the 
 
 def arguments(environ: Mapping[str, str]) -> list[str]:
     """The job around us, as arguments of the supervisor, whose environment has nothing of it."""
-    return ["--job", environ["SLURM_JOB_ID"], "--restarts", environ.get("SLURM_RESTART_COUNT", "0")]
+    restarts, nodes = environ.get("SLURM_RESTART_COUNT", "0"), environ.get("SLURM_NNODES", "1")
+    return ["--job", environ["SLURM_JOB_ID"], "--restarts", restarts, "--nodes", nodes]
 
 
 def verdict(job: jobs.Job | None, restarts: int) -> Verdict:
