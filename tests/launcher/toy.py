@@ -19,7 +19,7 @@ from pathlib import Path
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--pace", type=float, default=0.02, help="seconds a step")
-parser.add_argument("--every", type=int, default=5, help="steps between checkpoints")
+parser.add_argument("--every", type=int, help="steps between checkpoints; default: the recipe's, or 5")
 parser.add_argument("--crash-at", type=int)
 parser.add_argument("--crash-rank", type=int, default=0)
 parser.add_argument("--hang-at", type=int)
@@ -28,8 +28,12 @@ parser.add_argument("--once", action="store_true")
 parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM, and so does a child")
 parser.add_argument("--late", type=float, default=0.0, help="seconds until the signal handler is there")
 parser.add_argument("--save", type=float, default=0.0, help="seconds that saving takes")
+parser.add_argument("--careless", action="store_true", help="leave at SIGTERM without a checkpoint")
+parser.add_argument("--forgetful", action="store_true", help="go on from a sum that is not the saved one")
 parser.add_argument("--fail", help="write the outcome `failed`")
 args = parser.parse_args()
+told = os.environ.get("LAUNCH_CHECKPOINT_EVERY", "")
+every = args.every or (int(told[:-2]) if told.endswith("it") else 5)
 
 RUN = Path(os.environ["LAUNCH_RUN_DIR"])
 FENCE = int(os.environ["LAUNCH_ATTEMPT"])
@@ -55,7 +59,7 @@ def newest() -> tuple[int, int]:
         return 0, 0
     folder = max(found, key=lambda path: (int(path.name.split("-")[3]), int(path.name.split("-")[1])))
     state = json.loads((folder / "train.pth").read_text())
-    return state["step"], state["sum"]
+    return state["step"], state["sum"] + args.forgetful
 
 
 def checkpoint(step: int, total: int) -> None:
@@ -119,7 +123,7 @@ while step < args.steps and not stopping:
         with (RUN / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "sum": total}) + "\n")
         beat("training", step)
-        if step % args.every == 0:
+        if step % every == 0:
             checkpoint(step, total)
     if misbehave and step == args.crash_at and args.crash_rank == RANK:
         raise RuntimeError(f"told to crash at step {step}")
@@ -129,7 +133,7 @@ while step < args.steps and not stopping:
         time.sleep(0.05)
         if RANK == 0:
             beat("training", step)
-if RANK == 0:
+if RANK == 0 and not (stopping and args.careless):
     checkpoint(step, total)
     state = "stopped" if step < args.steps else "finished"
     outcome = {"schema": 1, "fence": FENCE, "state": state, "step": step, "metrics": {"sum": total}}
