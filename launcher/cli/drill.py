@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from launcher.backends import BACKENDS
 from launcher.checkpoints import checkpoints
 from launcher.cli import submit
 from launcher.cli.blow import Blow, strike
-from launcher.cli.proof import Row, rows
+from launcher.cli.proof import Row, rows, show
 from launcher.cli.remove import remove
 from launcher.cli.status import row as status_of
 from launcher.cli.submit import Plan
@@ -36,12 +35,8 @@ SCHEMA = 1
 POLL = 0.1  # seconds
 QUEUE = 600.0  # seconds to wait for a place, unless the recipe has a max_wait
 KEEP = 100  # checkpoints: those to compare must not be deleted by later ones
+PATIENCE = 60.0  # seconds for what has nothing left to do but to exit
 LATE = 5  # intervals after which a checkpoint that is still not there will not come
-VERDICTS = {
-    True: ("held", "green"),
-    False: ("broken", "bold red"),
-    None: ("not looked at", "yellow"),
-}
 Found = TypeVar("Found")
 Say = Callable[[str], None]
 
@@ -75,7 +70,7 @@ def drill(path: Path, overrides: Sequence[str], flags: Flags, backend: str, ever
         told = {"backend": backend, "kind": blow.kind, "every": every, "held": held, "kept": kept}
         print(json.dumps({"schema": SCHEMA} | told | {"rows": [row.record() for row in found]}))
     else:
-        _show(f"launch drill: {path} on {backend}, preempted by {blow.kind}", found, kept)
+        show(f"launch drill: {path} on {backend}, preempted by {blow.kind}", found, kept)
     return 0 if held else 1
 
 
@@ -149,15 +144,15 @@ class Drill:
             raise
 
     def _end(self, run: RunDir) -> None:
-        started = self._foreground.pop(run.id, None)
+        started = self._foreground.get(run.id)
         if started and lease.holder(run) is None:  # it may be about to take the run
             started.send_signal(signal.SIGHUP)
-            started.wait()
+            _reap(started)
         if run.path.exists():
             with contextlib.suppress(UserError):  # it has ended by itself
                 BACKENDS[self._backend].stop(run)
         if started:
-            started.wait()  # its guard looks at the folder once more
+            _reap(started)  # its guard looks at the folder once more
 
     def _wait(self, run: RunDir, after: int, step: int | None, check: Callable[[], Found | None]) -> Found:
         """What `check` finds, in an attempt later than `after`; `step`: of a checkpoint that it looks for.
@@ -166,12 +161,16 @@ class Drill:
         limit = self._recipe.resources.max_wait or QUEUE
         deadline, pulse = time.monotonic() + limit, None
         while True:
+            started = self._foreground.get(run.id)
+            gone = started and started.poll() is not None
             lines = [line for line in read_jsonl(run.attempts) if line.get("attempt", 0) > after]
             end = next((line for line in lines if line.get("event") == "end"), read_json(run.final))
             if found := check():
                 return found
             if end:
                 raise self._over(run, after, end, step)
+            if gone:
+                raise LaunchError(f"{run.id} did not start", f"launch resume {run.id} says why.")
             if not lines and time.monotonic() > deadline:
                 why = status_of(run).get("reason")
                 words = f"; {why}" if why else ""
@@ -213,6 +212,14 @@ class Drill:
         )
 
 
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _beat(run: RunDir, after: int) -> dict[str, Any] | None:
     beat = read_json(run.heartbeat)
     return beat if beat and beat.get("fence", 0) > after else None
@@ -231,17 +238,3 @@ def _trains(run: RunDir, after: int) -> tuple[int] | None:
 
 def _has(run: RunDir, after: int, step: int) -> bool:
     return any(mark.step == step and mark.fence > after for mark in checkpoints(run))
-
-
-def _show(head: str, found: list[Row], kept: list[str]) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(Text(head, style="bold"), soft_wrap=True)
-    made = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("WHAT", "PROMISED", "SEEN", "VERDICT"):
-        made.add_column(title, overflow="fold")
-    for row in found:
-        word, colour = VERDICTS[row.held]
-        made.add_row(row.what, row.promised, row.seen, Text(word, style=colour))
-    console.print(made)
-    if kept:
-        console.print(Text(f"Kept, to be looked at: {', '.join(kept)}"), soft_wrap=True)

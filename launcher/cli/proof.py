@@ -1,8 +1,13 @@
 """What a drill promises, and what its two runs' files say of it: a row each."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from launcher.checkpoints import MANIFEST, checkpoints, read_manifest, verify
 from launcher.cli.blow import Blow
@@ -10,6 +15,11 @@ from launcher.rundir import RunDir, read_jsonl
 from launcher.supervisor import history
 
 LEAVING = 3.0  # seconds beyond the budget: what SIGKILL ends is gone, and known to be, a moment later
+VERDICTS = {
+    True: ("held", "green"),
+    False: ("broken", "bold red"),
+    None: ("not looked at", "yellow"),
+}
 
 
 @dataclass(frozen=True)
@@ -102,3 +112,18 @@ def _back(run: RunDir, blow: Blow, seconds: float) -> Row:
     start = next((line for line in starts if line.get("attempt", 0) > blow.attempt), {})
     way = (start.get("returned") or {}).get("by") or "the same supervisor"
     return Row("back", "by itself", f"trained {seconds:.1f} s after the signal, by {way}", True)
+
+
+def show(head: str, found: list[Row], kept: list[str]) -> None:
+    """For people. `kept`: the runs that were not deleted."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(Text(head, style="bold"), soft_wrap=True)
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("WHAT", "PROMISED", "SEEN", "VERDICT"):
+        made.add_column(title, overflow="fold")
+    for row in found:
+        word, colour = VERDICTS[row.held]
+        made.add_row(row.what, row.promised, row.seen, Text(word, style=colour))
+    console.print(made)
+    if kept:
+        console.print(Text(f"Kept, to be looked at: {', '.join(kept)}"), soft_wrap=True)
