@@ -2,8 +2,8 @@
 bare `sbatch` of torchrun from its start to its first step; and beside stock submitit (checkpoint and requeue)
 and a plain `scontrol requeue`, which Slurm holds back.
 
-All on one lab (tests/lab.py, two pretend nodes) with recipes/yolof_shapes.yaml on four workers. The moment is
-the last instruction of the job that preempted it; with `scontrol requeue` it is when the job is pending again.
+All on one lab (tests/lab.py, two pretend nodes) with recipes/yolof_shapes.yaml on four workers. The moment
+is the last instruction of the job that preempted it; with `scontrol requeue`, when the job is pending again.
 """
 
 import itertools
@@ -77,7 +77,7 @@ class Stock:
 
 
 def main() -> list[Result]:
-    with Lab(Settings(user_signal=True)) as lab, tempfile.TemporaryDirectory() as folder:
+    with Lab(Settings(user_signal=True)) as lab, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ |= lab.env
         site = prepare(lab, Path(folder))
         seen = [(launched(site, number), bare(site, number)) for number in range(PAIRS + 1)][1:]

@@ -60,8 +60,9 @@ class Slurm:
             return []
         grace = here.grace(partition, recipe.slurm.qos)
         budget = cluster.save_seconds(here, partition.name, recipe.slurm.qos) or 0.0
-        known = f"GraceTime {grace} s and KillWait {here.kill_wait} s of partition {partition.name}, less a margin"
-        return [f"{min(budget, recipe.restart.grace):g} s to save in when it is preempted: {known}"]
+        known = f"GraceTime {grace} s of partition {partition.name} and KillWait {here.kill_wait} s"
+        seconds = min(budget, recipe.restart.grace)
+        return [f"{seconds:g} s to save in when it is preempted: {known}, less a margin"]
 
     def start(self, run: RunDir, gpus: int | None, nodes: int | None = None) -> None:
         submit(run, load_frozen(run.recipe), "launched", gpus, nodes)

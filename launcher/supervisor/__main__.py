@@ -5,14 +5,16 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.environ import EXEC
 from launcher.errors import LaunchError
-from launcher.recipe import load_frozen
 from launcher.rundir import RunDir
-from launcher.supervisor.console import Console
-from launcher.supervisor.place import Here, Place
-from launcher.supervisor.supervise import Supervisor
+from launcher.supervisor.lease import highest_fence
+from launcher.supervisor.warm import Warm
+
+if TYPE_CHECKING:
+    from launcher.supervisor.place import Place
 
 BUG = 70  # EX_SOFTWARE of sysexits(3), no status of the supervisor's own: the guard starts us again
 
@@ -21,14 +23,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.supervisor")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--gpus", type=int)
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=int)
     parser.add_argument("--job")
     parser.add_argument("--restarts", type=int, default=0)
     args = parser.parse_args()
     run = RunDir(args.run_dir.absolute())
+    # Before all else that takes time to import: torchrun takes more.
+    warm = Warm(highest_fence(run) + 1) if args.nodes in (None, 1) and run.run.exists() else None
+    from launcher.supervisor.console import Console
+    from launcher.supervisor.supervise import Supervisor
+
     try:
         place = _place(run, args.gpus, args.job, args.restarts)
-        return Supervisor(run, args.gpus, place, args.nodes).run()
+        return Supervisor(run, args.gpus, place, args.nodes, warm).run()
     except LaunchError as error:
         words = f"{error.message}. {error.hint}".rstrip(". ") + "."
         if run.run.exists():
@@ -41,8 +48,11 @@ def main() -> int:
         return BUG
 
 
-def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int) -> Place:
+def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int) -> "Place":
     """Where the run is to be: a job of Slurm's, or this machine, which others may want as well."""
+    from launcher.recipe import load_frozen
+    from launcher.supervisor.place import Here
+
     if not run.run.exists():
         return Here()  # the supervisor says so
     recipe = load_frozen(run.recipe)

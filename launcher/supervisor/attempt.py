@@ -9,6 +9,7 @@ from launcher.rundir import RunDir, read_json
 from launcher.supervisor import processes
 from launcher.supervisor.console import Tail
 from launcher.supervisor.torchrun import Command
+from launcher.supervisor.warm import Warm
 
 KILL_AFTER = 1.0  # seconds that torchrun, after its own SIGKILL to the workers, has to say so
 LINGER = 5.0  # seconds that helpers of a finished program have to end by themselves
@@ -20,9 +21,17 @@ class Attempt:
 
     The supervisor polls `running`; `stop` asks once and never waits. Raises OSError if it cannot be started.
     `node`: which of several nodes this is (fleet.py, node.py). Without a `command` nothing starts yet.
+    `warm`: what may become torchrun in less time than a fresh one.
     """
 
-    def __init__(self, run: RunDir, number: int, command: Command | None, node: int | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        number: int,
+        command: Command | None,
+        node: int | None = None,
+        warm: Warm | None = None,
+    ) -> None:
         self.run, self.number, self.node = run, number, node
         self.exit_status: int | None = None
         self.trouble = ""  # what ended it, where torchrun cannot know
@@ -32,11 +41,16 @@ class Attempt:
         self._words = Tail(run.rank_log(number, 0))
         self._torchrun: subprocess.Popen[bytes] | None = None
         if command:
-            self._start(command)
+            self._start(command, warm)
 
-    def _start(self, command: Command) -> None:
+    def _start(self, command: Command, warm: Warm | None = None) -> None:
         self.run.attempt_logs(self.number).mkdir(parents=True, exist_ok=True)
-        with self.run.torchrun_log(self.number, self.node or 0).open("ab") as log:
+        path = self.run.torchrun_log(self.number, self.node or 0)
+        if warm:
+            self._torchrun = warm.become(self.number, command.argv, command.env, command.cwd, path)
+        if self._torchrun:
+            return
+        with path.open("ab") as log:
             self._torchrun = subprocess.Popen(
                 command.argv,
                 env=command.env,

@@ -28,6 +28,7 @@ from launcher.supervisor.postmortem import judge
 from launcher.supervisor.restart import FINISHED, LEFT, STATUS, TAKEN
 from launcher.supervisor.signals import Signals
 from launcher.supervisor.torchrun import Command, Meeting
+from launcher.supervisor.warm import Warm
 from launcher.supervisor.watch import POLL, Watch
 
 PARTING_FLUSH = 2.0  # seconds for the store where somebody waits for the node
@@ -37,7 +38,12 @@ class Supervisor:
     """`run` returns FINISHED, FAILED, STOPPED, TAKEN or LEFT. Raises UserError for a folder without a run."""
 
     def __init__(
-        self, run: RunDir, gpus: int | None = None, place: Place | None = None, nodes: int = 1
+        self,
+        run: RunDir,
+        gpus: int | None = None,
+        place: Place | None = None,
+        nodes: int | None = None,
+        warm: Warm | None = None,
     ) -> None:
         record = read_json(run.run)
         if record is None:
@@ -46,7 +52,8 @@ class Supervisor:
         self._place: Place = place or Here()
         self._recipe = load_frozen(run.recipe)
         self._gpus = gpus or self._recipe.resources.gpus  # of each node
-        self._nodes = nodes
+        self._nodes = nodes or (self._recipe.resources.nodes if record["backend"] == "slurm" else 1)
+        self._warm = warm
         self._console = Console(run.run_log)
         self._lease = Lease(run)
         self._durable = Durable(run, self._recipe, record, self._say, self._tick)
@@ -60,6 +67,8 @@ class Supervisor:
         with self._signals.handled(), self._console.listening():
             status = self._hold()
             self._place.last_act(left=status == LEFT)
+            if self._warm:
+                self._warm.close()
             return status
 
     def _hold(self) -> int:
@@ -176,7 +185,7 @@ class Supervisor:
             return replace(made, env=made.env | dict(devices))  # they win over the recipe
 
         if self._nodes == 1:
-            return Attempt(self._run, number, command())
+            return Attempt(self._run, number, command(), warm=self._warm)
         job = job_name(where.get("job", "here"), where.get("restarts", 0))
         return Fleet(self._run, number, job, self._nodes, self._gpus, grace, command, self._say)
 
@@ -202,12 +211,14 @@ class Supervisor:
 
     def _end_leftovers(self) -> None:
         """An earlier supervisor and its guard may have been killed: what they left trains on, or is hung."""
-        found = processes.of_attempts(self._run.path)
-        if found:
-            self._say(f"{len(found)} processes of an earlier attempt are still alive; ending them")
-            processes.end(
-                lambda: processes.of_attempts(self._run.path), self._recipe.restart.grace, self._tick
-            )
+
+        def found() -> list[processes.Process]:
+            ours = self._warm.pid if self._warm else None
+            return [left for left in processes.of_attempts(self._run.path) if left.pid != ours]
+
+        if left := found():
+            self._say(f"{len(left)} processes of an earlier attempt are still alive; ending them")
+            processes.end(found, self._recipe.restart.grace, self._tick)
         number = history.unfinished(self._run)
         if number is not None:
             end, resumed = judge(self._run, number, ("preempt", "its supervisor died"), None)
@@ -256,6 +267,8 @@ class Supervisor:
 
     def _tick(self) -> None:
         """What must go on while anything is waited for."""
+        if self._warm:
+            self._warm.age()
         alive = True
 
         def beat() -> None:

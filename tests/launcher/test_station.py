@@ -115,7 +115,7 @@ def test_a_preemptible_run_gives_way_and_comes_back_with_nothing_lost(
     assert status.row(equal.run)["reason"] == "place 1 of 1: waiting for 2 CPU workers"
     ticket = entries()[low.run.id].ticket
     high = toy("--steps 4 --every 100", name="high", resources={"priority": 5}).start()
-    wait("the slots to be given", lambda: high.workers())
+    wait("the slots to be given", lambda: high.run.id in {run for run, _, _ in workers()})
     assert not low.workers() and entries()[low.run.id].ticket == ticket
     assert f"gives way to {high.run.id}, of priority 5" in low.ends[0]["reason"]
     assert [run.end() for run in (high, low, equal)] == [0, 0, 0]
@@ -223,7 +223,8 @@ def given(run: Toy) -> set[str]:
     found = set()
     for process in run.workers():
         lines = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
-        found |= {line.partition("=")[2] for line in lines if line.startswith("CUDA_VISIBLE_DEVICES=")}
+        if any(line.startswith("LOCAL_RANK=") for line in lines):  # torchrun itself needs none
+            found |= {line.partition("=")[2] for line in lines if line.startswith("CUDA_VISIBLE_DEVICES=")}
     return found
 
 

@@ -128,11 +128,12 @@ def test_restore_that_is_cut_short_is_waited_for(toy: Make, tmp_path: Path) -> N
     (store / "metrics.jsonl").write_bytes(metrics + "".join(more).encode())
     run.run.metrics.unlink()
     run.run.metrics.mkdir()  # even root cannot rename a file over a folder
+    before = run.run.attempts.read_bytes()
     for stopped in (True, False):
         submit.adopt(run.run, "local", elsewhere=False)
         run.start()
         wait("the wait", lambda: run.window.count("waiting for the store") == 2 - stopped)  # noqa: B023
-        assert not run.workers() and run.final["state"] == "stopped"
+        assert run.run.attempts.read_bytes() == before and run.final["state"] == "stopped"
         if stopped:
             control.stop(run.run)
             assert run.end() == 0 and (store / "metrics.jsonl").stat().st_size > len(metrics)
