@@ -94,6 +94,11 @@ class Attempt:
             self._worked = now
         return now - self._worked > LINGER
 
+    def hurry(self, grace: float) -> None:
+        """There are only `grace` seconds from the signal on; what we kill can still be written down."""
+        if self.stopping_since is not None and self._deadline is not None:
+            self._deadline = min(self._deadline, self.stopping_since + grace)
+
     def remaining(self, grace: float) -> float:
         """Seconds that processes which torchrun left behind have to save."""
         if self._deadline is not None:

@@ -4,6 +4,7 @@ The supervisor knows places by this page alone: a machine of one's own (`Here`),
 (station.py), a job of Slurm's (allocation.py).
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -15,11 +16,15 @@ from launcher.supervisor.signals import PREEMPTED
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a signal from outside means. `leave`: this place is lost, and the run goes on in another."""
+    """What a signal from outside means.
+
+    leave: this place is lost, and the run goes on in another. ending: the last seconds of it have begun.
+    """
 
     wish: Literal["preempt", "stop"]
     reason: str
     leave: bool = False
+    ending: bool = False
 
 
 class Refused(Exception):
@@ -42,6 +47,9 @@ class Place(Protocol):
 
     def grace(self, wanted: float) -> float:
         """Seconds there are from a stop signal to SIGKILL, `wanted` at most."""
+
+    def last_seconds(self) -> float:
+        """Seconds from the signal to SIGKILL where a place is ending already."""
 
     def come_back(self, verdict: Verdict) -> None:
         """See to it that the run goes on elsewhere. Called while it is still saving; twice is as good."""
@@ -70,6 +78,9 @@ class Here:
 
     def grace(self, wanted: float) -> float:
         return wanted
+
+    def last_seconds(self) -> float:
+        return math.inf
 
     def come_back(self, verdict: Verdict) -> None:
         """It never left."""

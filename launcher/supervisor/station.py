@@ -3,6 +3,7 @@ may have to give way to a run of higher priority.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,9 @@ class Station:
 
     def grace(self, wanted: float) -> float:
         return wanted
+
+    def last_seconds(self) -> float:
+        return math.inf
 
     def come_back(self, verdict: Verdict) -> None:
         """It never left the machine."""

@@ -17,7 +17,7 @@ KEPT = 10.0  # seconds; a run that waits for longer, for devices or its store, m
 
 
 class Warm:
-    """A process that waits to become the torchrun of attempt `attempt`. Never raises: a cold start is as good."""
+    """A process that waits to become attempt `attempt`'s torchrun. Never raises: a cold start will do."""
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt

@@ -61,6 +61,8 @@ class Watch:
                 self._console.say(f"{wish[1]}: asking the program to save, {grace:g} s at most")
             elif self.asked and wish and wish[0] == "stop":
                 self.asked = wish  # a stop while the attempt is being preempted ends the run
+            if self.verdict and self.verdict.ending:
+                attempt.hurry(self._place.last_seconds())
             if self.asked and self._signals.count > seen + 1:  # Slurm tells guard and supervisor, so twice
                 seen = self._signals.count
                 self._console.say("the program is saving; asking again would not make it faster")

@@ -1,4 +1,4 @@
-"""Runs on a lab: launched by the command line, preempted by a job of higher priority, watched from outside."""
+"""Runs on a lab: launched by the command line, preempted by a job of higher priority, watched."""
 
 import contextlib
 import json

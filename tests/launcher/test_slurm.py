@@ -69,6 +69,15 @@ def test_scancel_ends_the_run(lab: Lab) -> None:
     assert run.ends[0]["saved"] and not run.alive()
 
 
+def test_a_program_that_does_not_stop_is_cancelled_on_record(lab: Lab) -> None:
+    """SIGKILL is ours and comes before Slurm's, so that the end is still written down."""
+    run = SlurmRun(lab, f"{LONG} --deaf")
+    run.at(30)
+    lab.call("scancel", *run.jobs)
+    assert run.end()["state"] == "stopped" and not run.alive()
+    assert "ended without saving" in run.ends[0]["reason"] and run.ends[0]["seconds_to_stop"]
+
+
 def test_the_time_limit_is_met_in_the_next_job(lab: Lab) -> None:
     """The run stops before the limit by itself, and goes on in another job."""
     run = SlurmRun(lab, "--steps 150 --pace 0.1 --every 50", resources={"time": "1m"}, restart={"grace": 46})

@@ -23,21 +23,19 @@ from launcher.supervisor.signals import PREEMPTED
 
 ASK = 60.0  # seconds between looks at the time limit, which an admin may move
 RETRY = 1.0  # seconds between two tries to reach a controller that is away
+KILL_WAIT = 30.0  # seconds, slurm.conf(5)'s default
+PAPERWORK = 1.5  # seconds to write down how an attempt ended, before SIGKILL
 MARGIN = 10.0  # seconds before a time limit that the way out takes, beside the save
 
 
-def arguments(environ: Mapping[str, str]) -> list[str]:
-    """The job around us, as arguments of the supervisor, whose environment has nothing of it."""
-    restarts, nodes = environ.get("SLURM_RESTART_COUNT", "0"), environ.get("SLURM_NNODES", "1")
-    return ["--job", environ["SLURM_JOB_ID"], "--restarts", restarts, "--nodes", nodes]
-
-
 def verdict(job: jobs.Job | None, restarts: int) -> Verdict:
-    """Pure: what it means that a signal came, by what Slurm says of the job. None: it knows it no more."""
+    """Pure: what it means that a signal came, by what Slurm says of the job. None: it knows it no more.
+
+    Where the job is ending already, KillWait is all there is: no grace comes before it."""
     if job is None:
         return Verdict("preempt", "Slurm no longer knows the job", leave=True)
     if job.restarts > restarts:
-        return Verdict("preempt", "preempted by Slurm without grace, or requeued", leave=True)
+        return Verdict("preempt", "preempted by Slurm without grace, or requeued", leave=True, ending=True)
     if job.preempt_time is not None:
         return Verdict("preempt", "preempted by Slurm", leave=True)
     if job.state == "RUNNING":
@@ -46,7 +44,7 @@ def verdict(job: jobs.Job | None, restarts: int) -> Verdict:
         return Verdict("preempt", "the job's time limit", leave=True)
     if job.state in ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"):
         return Verdict("preempt", f"Slurm ended the job: {job.state}", leave=True)
-    return Verdict("stop", "cancelled with scancel")
+    return Verdict("stop", "cancelled with scancel", ending=True)
 
 
 class Allocation:
@@ -72,6 +70,10 @@ class Allocation:
     def grace(self, wanted: float) -> float:
         known = cluster.save_seconds(self._cluster, self._partition) if self._cluster else None
         return min(wanted, known) if known else wanted
+
+    def last_seconds(self) -> float:
+        kill_after = self._cluster.kill_after if self._cluster else KILL_WAIT
+        return max(kill_after - PAPERWORK, kill_after / 2)
 
     def parting(self) -> Verdict | None:
         """The time limit, as late as is safe: twice what the slowest of the last stops took, and a margin."""
@@ -116,7 +118,7 @@ class Allocation:
         return told
 
     def _return(self) -> dict[str, Any]:
-        """How this job came to go on with the run, how long that took, and how long Slurm would have held it."""
+        """How this job came to go on with the run, how long it took, how long Slurm would have held it."""
         ends = [row for row in read_jsonl(self._run.attempts) if row.get("event") == "end"]
         if not ends:
             return {}

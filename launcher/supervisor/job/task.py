@@ -8,15 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
-from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
-from launcher.slurm import jobs
 from launcher.supervisor import restart
 from launcher.supervisor.guard import Guard
-from launcher.supervisor.job.allocation import arguments, requeue, requeues
 from launcher.supervisor.meeting import dismiss, job_name
-from launcher.supervisor.node import serve
 
+# What needs a recipe, and with it pydantic, is imported where it is needed: it is not on the way to a step.
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -24,27 +21,34 @@ def task(run_dir: str, gpus: int | None) -> None:
     """The job's exit status is the run's: 0 also where it goes on in another job, or is somebody else's."""
     run, node = RunDir(Path(run_dir)), int(os.environ["SLURM_NODEID"])
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it before SIGTERM; submitit would log each
-    job = job_name(os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0"))
+    number, restarts = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+    nodes, job = os.environ.get("SLURM_NNODES", "1"), job_name(number, restarts)
     if node:
+        from launcher.supervisor.node import serve
+
         status = serve(run, node, job)
     else:
         frozen = (read_json(run.run) or {}).get("env", {})
         devices = {name: os.environ[name] for name in DEVICES if name in os.environ}
+        about = ["--job", number, "--restarts", restarts, "--nodes", nodes]  # its environment has none of it
         try:
-            status = Guard(run, gpus, os.environ | frozen | devices, arguments(os.environ)).run()
+            status = Guard(run, gpus, os.environ | frozen | devices, about).run()
         finally:
-            if os.environ.get("SLURM_NNODES", "1") != "1":
+            if nodes != "1":
                 dismiss(run, job)
-    if status == restart.LEFT:
-        _requeue(run, os.environ["SLURM_JOB_ID"])
+        if status == restart.LEFT:
+            _requeue(run, number)
     if status not in (restart.FINISHED, restart.STOPPED, restart.TAKEN, restart.LEFT):
         sys.exit(status)
 
 
 def _requeue(run: RunDir, job: str) -> None:
     """Where the recipe wants the same job again, and Slurm has not requeued it by itself."""
+    from launcher.recipe import load_frozen
+    from launcher.slurm import jobs
+    from launcher.supervisor.job.allocation import requeue, requeues
+
     recipe = load_frozen(run.recipe)
-    mine = [queued for queued in jobs.queue(run.id) if queued.id == job and queued.state == "RUNNING"]
-    if requeues(recipe) and mine:
+    if requeues(recipe) and any(mine.id == job and mine.state == "RUNNING" for mine in jobs.queue(run.id)):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it
         requeue(run, recipe, job)
