@@ -258,3 +258,26 @@ def test_two_nodes(lab: Lab) -> None:
     logs = {path.name for path in run.run.attempt_logs(2).glob("rank-*.log")}
     assert logs == {f"rank-{rank}.log" for rank in range(4)}
     run.assert_undisturbed(STEPS)
+
+
+def test_status_asks_slurm_once(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs wait; and not at all where none does."""
+    urgent = take_all(lab, 60)
+    wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
+    runs = [SlurmRun(lab, "--steps 3", name=f"run{number}") for number in range(3)]
+    real, asked = lab.call("which", "squeue"), tmp_path / "asked"
+    spy = tmp_path / "bin" / "squeue"
+    spy.parent.mkdir()
+    spy.write_text(f'#!/bin/sh\necho >> {asked}\nexec {real} "$@"\n')
+    spy.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{spy.parent}:{os.environ['PATH']}")
+        assert launch("status").stdout.count("queued") == len(runs)
+        assert asked.read_text().count("\n") == 1
+    for run in runs:
+        launch("stop", run.run.id)
+    lab.call("scancel", urgent)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{spy.parent}:{os.environ['PATH']}")
+        assert launch("status").stdout.count("stopped") == len(runs)
+        assert asked.read_text().count("\n") == 1
