@@ -6,13 +6,14 @@ Nothing heavy may be imported here: `launch --help` and shell completion pay for
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli import verbs
+from launcher.cli import cluster, verbs
+from launcher.cli.options import BACKEND, GPUS, RUN, complete_run, wants
 from launcher.errors import LaunchError, UserError
 
 if TYPE_CHECKING:
@@ -39,41 +40,6 @@ class Launch(click.Group):
 
         # Files first: click's bash script forgets what it was told before it was told of files.
         return [CompletionItem(incomplete, type="file"), *super().shell_complete(ctx, incomplete)]
-
-
-def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from launcher.rundir import all_runs
-
-    return [name for name in ["last", *(run.id for run in all_runs())] if name.startswith(incomplete)]
-
-
-RUN = click.argument("run", shell_complete=complete_run)
-GPUS = click.option("--gpus", type=click.IntRange(1), help="GPUs (with device: cpu, workers) to run on.")
-BACKENDS = click.Choice(["auto", "slurm", "tmux", "local"])
-BACKEND = click.option(
-    "--backend", type=BACKENDS, default="auto", help="auto: Slurm if it answers, else tmux if there is one."
-)
-WANTS = [
-    GPUS,
-    click.option("--nodes", type=click.IntRange(1), help="Machines."),
-    click.option("--cpus", type=click.IntRange(1), help="CPU cores on each node."),
-    click.option("--memory", metavar="30G", help="Memory on each node; a bare number is MB."),
-    click.option("--time", metavar="24h", help="Longest time of one job; the run goes on in the next."),
-    click.option("--max-wait", metavar="24h", help="Give up if it has not started by then."),
-    click.option("--preemptible", is_flag=True, default=None, help="It may be killed at any time."),
-    click.option("--priority", type=int, help="Higher goes first; default 0."),
-    *(
-        click.option(f"--{name}", help=f"Slurm's {name}.")
-        for name in ("partition", "account", "qos", "constraint", "exclude", "reservation")
-    ),
-]
-
-
-def wants(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what a run asks for; each is a key of `resources` or `slurm`."""
-    for option in reversed(WANTS):
-        function = option(function)
-    return function
 
 
 @click.group(cls=Launch, context_settings=HELP)
@@ -199,80 +165,6 @@ def validate(recipes: tuple[Path, ...]) -> int:
 
 
 @cli.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
-@wants
-@BACKEND
-@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
-def predict(recipe: Path, overrides: tuple[str, ...], backend: str, as_json: bool, **asked: Any) -> int:
-    """Say when RECIPE would start, and whether a part of it would sooner; start nothing."""
-    from launcher.cli.predict import predict as foresee
-
-    return foresee(recipe, overrides, verbs.flags_of(**asked), backend, as_json)
-
-
-@cli.command("exec", context_settings={"allow_interspersed_args": False})
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
-@wants
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "slurm", "local"]),
-    default="auto",
-    help="auto: Slurm if it answers, else this machine.",
-)
-@click.option("--predict-only", is_flag=True, help="Say when it would start; start nothing.")
-def execute(command: tuple[str, ...], backend: str, predict_only: bool, **asked: Any) -> int:
-    """Run any COMMAND, interactive or not, on what it asks for.
-
-    \b
-      launch exec --gpus 4 --cpus 8 --memory 30G --max-wait 24h -- bash
-
-    It waits until that is free, in Slurm's queue or in this workstation's, and then has this terminal. Its
-    exit status is the command's.
-    """
-    from launcher.cli.execute import execute as run_command
-
-    return run_command(command, verbs.flags_of(**asked), backend, predict_only)
-
-
-@cli.command()
-@click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option("--partition", help="Slurm's partition; default: the recipe's, or the cluster's own.")
-@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
-def doctor(recipe: Path | None, partition: str | None, as_json: bool) -> int:
-    """Find out what this cluster or workstation will do to a run.
-
-    On Slurm it submits a job of some seconds. With RECIPE, for what that asks for. Exit status 1 if something
-    is bad.
-    """
-    from launcher.cli.doctor import doctor as examine
-
-    return examine(recipe, partition, as_json)
-
-
-@cli.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
-@wants
-@BACKEND
-@click.option(
-    "--every", type=click.IntRange(1), default=10, show_default=True, help="Steps between checkpoints."
-)
-@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
-def drill(
-    recipe: Path, overrides: tuple[str, ...], backend: str, every: int, as_json: bool, **asked: Any
-) -> int:
-    """Preempt RECIPE on purpose, and prove that nothing is lost.
-
-    It runs for some steps, is preempted as its backend would, and comes back; then it runs again undisturbed,
-    and both are compared. Exit status 0: all that is promised held.
-    """
-    from launcher.cli.drill import drill as prove
-
-    return prove(recipe, overrides, verbs.flags_of(**asked), backend, every, as_json)
-
-
-@cli.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     verbs.schema()
@@ -318,6 +210,10 @@ def completion(shell: str) -> None:
     made = get_completion_class(shell)
     assert made is not None
     click.echo(made(cli, {}, "launch", "_LAUNCH_COMPLETE").source())
+
+
+for verb in cluster.VERBS:
+    cli.add_command(verb)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
