@@ -22,6 +22,7 @@ log = logging.getLogger("launch.mirror")
 NOT_MIRRORED = {
     *("lease.json", "synced.json", "owner.json", "code/.git", "checkpoints"),
     *("rendezvous.json", "nodes"),  # of this moment, and of these machines
+    "submitit",  # pickles: whoever could write them into a bucket would run code where they are loaded
 }
 LAST = "checkpoints/latest.json"  # names a checkpoint, so it follows them
 STATES = ("stop_requested", "final.json")  # their absence says something: what is gone here goes there

@@ -86,6 +86,8 @@ def test_the_bucket_holds_the_folder(server: Weed, tmp_path: Path, started: Call
     run = make_run(tmp_path, f"s3://runs/{prefix}")
     for name in (".metrics.jsonl.tmp-1", "lease.json"):
         (run.path / name).write_text("not for the store")
+    run.submitit.mkdir()
+    (run.submitit / "7_submitted.pkl").write_text("a pickle is not for the store")
     (run.path / "link").symlink_to("/etc/passwd")
     (run.path / "back\\slash").write_text("cannot be a key")
     (run.code / ".git").mkdir()
@@ -100,7 +102,8 @@ def test_the_bucket_holds_the_folder(server: Weed, tmp_path: Path, started: Call
     expected = {
         key: data
         for key, data in content(run.path).items()
-        if key not in (".metrics.jsonl.tmp-1", "link", "back\\slash", "code/.git/config")
+        if key
+        not in (".metrics.jsonl.tmp-1", "link", "back\\slash", "code/.git/config", "submitit/7_submitted.pkl")
     }
     found = in_bucket(server, prefix)
     assert found == expected and "code/café.py" in found

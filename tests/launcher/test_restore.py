@@ -245,6 +245,17 @@ def test_hostile_keys(
     assert content(run.path) == before
 
 
+def test_no_pickle_comes_from_a_store(stored: tuple[RunDir, FolderStore], tmp_path: Path) -> None:
+    """A job of Slurm's begins with one in submitit/: one that somebody else wrote must not get there."""
+    for key in ("submitit/7_submitted.pkl", "submitit/job.sh"):
+        stored[1].put_bytes(key, b"run me")
+    here = make_run(tmp_path / "here", "")
+    restore.restore(here, stored[1])
+    pulled = pull_run(stored[1].url, StoreSettings(), tmp_path / "pulled")
+    assert newest(here) == newest(pulled) == Mark(1, 30)
+    assert not here.submitit.exists() and not pulled.submitit.exists()
+
+
 def test_a_run_that_is_held_is_not_pulled(
     stored: tuple[RunDir, FolderStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
