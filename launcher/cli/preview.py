@@ -20,6 +20,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "command": list(command.argv),
         "env": _changed(command.env),
         "cwd": str(command.cwd),
+        "script": _script(plan),
         "notes": plan.notes,
         "warnings": plan.warnings,
     }
@@ -34,6 +35,8 @@ def as_text(plan: Plan) -> str:
     lines += ["", f"by this, in {command.cwd}:", "", *_wrapped(command.argv)]
     lines += ["", "with these variables beside the caller's own:", ""]
     lines += [f"  {name}={shlex.quote(value)}" for name, value in sorted(_changed(command.env).items())]
+    if script := _script(plan):
+        lines += ["", "in a job that sbatch is given this script for:", "", script.rstrip()]
     return "\n".join(lines)
 
 
@@ -46,7 +49,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.activation.argv:
         yield "env", _environment(plan)
     yield "checkpoint", f"every {recipe.checkpoint.every}, the last {recipe.checkpoint.keep} are kept"
-    yield "stopping", f"{restart.grace:g} s to save and leave"
+    most = " at most" if plan.backend == "slurm" else ""  # a note says how many the cluster leaves
+    yield "stopping", f"{restart.grace:g} s{most} to save and leave"
     pauses = f"pauses from {restart.backoff:g} s, a standstill of {restart.hang:g} s is a hang"
     yield "restart", f"after at most {restart.crashes} crashes, {pauses}"
     if record["url"]:
@@ -58,6 +62,15 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "code", "not in a git repository"
     yield "folder", str(plan.run.path)
+
+
+def _script(plan: Plan) -> str | None:
+    """The batch script of the run's first job, where it is to be one of Slurm's."""
+    if plan.backend != "slurm":
+        return None
+    from launcher.supervisor.job.submission import script
+
+    return script(plan.run, plan.recipe)
 
 
 def _resources(resources: Resources) -> str:

@@ -200,7 +200,7 @@ BAD = {
     "a key that is not there": (["toy.yaml", "train.lrate=3"], "`train.lrate` is not in the recipe"),
     "a wrong type": (["toy.yaml", "resources.gpus=x"], "must be a whole number"),
     "too few": (["toy.yaml", "resources.min_gpus=4", "--gpus", "3"], "--gpus 3: 3 workers are too few"),
-    "an unknown backend": (["toy.yaml", "--backend", "slurm"], "slurm"),
+    "an unknown backend": (["toy.yaml", "--backend", "pbs"], "pbs"),
     "a name that leaves its folder": (["toy.yaml", "--name", "../x"], "cannot name a run"),
     "more nodes": (["toy.yaml", "--nodes", "2"], "runs on one machine"),
     "no script": (["toy.yaml", "program.script=gone.py"], "there is no script gone.py"),
@@ -253,6 +253,15 @@ def test_without_tmux() -> None:
     assert json.loads(launch("toy.yaml", "--json", PATH="/nowhere").stdout)["run"]["backend"] == "local"
     done = launch("toy.yaml", "--backend", "tmux", PATH="/nowhere")
     assert done.returncode == 2 and "there is no tmux here" in done.stderr and runs() == []
+
+
+def test_without_slurm() -> None:
+    """Nothing is submitted; what would be, a dry run shows all the same."""
+    done = launch("toy.yaml", "--backend", "slurm", PATH="/nowhere")
+    assert done.returncode == 2 and "no submit host" in done.stderr and runs() == []
+    dry = launch("toy.yaml", "--backend", "slurm", "--dry-run", PATH="/nowhere")
+    assert dry.returncode == 0 and "warning: there is no sbatch here" in dry.stderr
+    assert "#SBATCH --nodes=1" in dry.stdout and not Path("runs").exists()
 
 
 def test_credentials_that_a_window_would_not_see_are_refused() -> None:

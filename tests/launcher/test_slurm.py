@@ -1,5 +1,6 @@
 """A run as jobs of a real Slurm: every way in which a job ends, and what becomes of the run."""
 
+import json
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ import pytest
 
 from launcher.rundir import read_json, read_jsonl
 from tests.lab import Lab, Settings
-from tests.launcher.on_slurm import SlurmRun, cluster, launch, state_of, take_all, wait
+from tests.launcher.on_slurm import TOY, SlurmRun, cluster, launch, state_of, take_all, wait
 
 STEPS = 300
 LONG = f"--steps {STEPS} --pace 0.02 --every 20"
@@ -281,3 +282,18 @@ def test_status_asks_slurm_once(lab: Lab, tmp_path: Path, monkeypatch: pytest.Mo
         patch.setenv("PATH", f"{spy.parent}:{os.environ['PATH']}")
         assert launch("status").stdout.count("stopped") == len(runs)
         assert asked.read_text().count("\n") == 1
+
+
+def test_a_dry_run_shows_the_script_that_a_launch_submits(lab: Lab, tmp_path: Path) -> None:
+    """To the letter but for the run's id; and it leaves neither a job nor a file."""
+    recipe, options = tmp_path / "toy.yaml", ("--backend", "slurm", "--partition", "batch", "--time", "1h")
+    recipe.write_text(f"program: {{script: {TOY}, args: [--steps, '2']}}\nresources: {{device: cpu}}\n")
+    dry = launch(str(recipe), *options, "--dry-run")
+    plan = json.loads(launch(str(recipe), *options, "--json").stdout)
+    assert "s to save in when it is preempted: GraceTime 8 s of partition batch" in dry.stderr
+    assert "#SBATCH --partition=batch" in dry.stdout and any("GraceTime" in note for note in plan["notes"])
+    assert not (tmp_path / "runs").exists() and not lab.call("squeue", "--noheader")
+    launch(str(recipe), *options)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "submitit" / "job.sh").read_text() == plan["script"].replace(plan["run"]["id"], run.name)
+    launch("stop", "last")

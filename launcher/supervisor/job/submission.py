@@ -59,6 +59,10 @@ def _executor(run: RunDir, wanted: dict[str, str]) -> Any:
     import submitit
 
     class Executor(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 1  # it would ask for srun, which a dry run can do without
+
         def _make_submission_file_text(self, command: str, uid: str) -> str:
             lines = super()._make_submission_file_text(command, uid).splitlines()
             unwanted = ("#SBATCH --signal", "#SBATCH --wckey", "#SBATCH --time=None")
