@@ -6,7 +6,7 @@ import time
 from launcher.errors import LaunchError, Taken, UserError
 from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
-from launcher.supervisor import history, processes
+from launcher.supervisor import history, processes, station
 from launcher.supervisor.durable import FLUSH
 from launcher.supervisor.lease import Holder, holder
 from launcher.supervisor.restart import TAKEN
@@ -43,6 +43,9 @@ def preempt(run: RunDir) -> None:
     if held is None:
         raise UserError(f"run {run.id} is not running", f"`launch status {run.id}` says why.")
     attempt = history.unfinished(run)
+    if attempt is None and (where := station.queued().get(str(run.path))):
+        waits = f"run {run.id} waits in this machine's queue, so nothing of it can be preempted"
+        raise UserError(waits, f"It is {where}.")
     if attempt is None:
         raise UserError(f"run {run.id} is between two attempts: there is nothing to preempt", "Try again.")
     supervisor = processes.inspect(held.pid)

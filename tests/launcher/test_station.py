@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import status
+from launcher.errors import UserError
 from launcher.recipe import load_frozen
 from launcher.rundir import read_json, runs_root
 from launcher.supervisor import control, lease, processes
@@ -113,6 +114,9 @@ def test_a_preemptible_run_gives_way_and_comes_back_with_nothing_lost(
     wait("its place", lambda: "place 1 of 1 in the queue" in equal.window)
     assert status.row(equal.run)["state"] == "queued" and not low.ends
     assert status.row(equal.run)["reason"] == "place 1 of 1: waiting for 2 CPU workers"
+    with pytest.raises(UserError, match="waits in this machine's queue") as refused:
+        control.preempt(equal.run)
+    assert refused.value.hint == "It is place 1 of 1: waiting for 2 CPU workers."
     ticket = entries()[low.run.id].ticket
     high = toy("--steps 4 --every 100", name="high", resources={"priority": 5}).start()
     wait("the slots to be given", lambda: high.run.id in {run for run, _, _ in workers()})
