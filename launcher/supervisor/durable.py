@@ -114,13 +114,13 @@ class Durable:
         if not self._meanwhile(lambda: mirror.flush(limit), hopeless):
             self._say(NOT_ALL)
 
-    def close(self) -> None:
-        """Send the last words and let go of the run in the store."""
+    def close(self, limit: float = LAST_WORDS) -> None:
+        """Within `limit` seconds, send the last words; then let go of the run in the store."""
         mirror = self._mirror
         if mirror is None:
             return
         if self._started:
-            self._meanwhile(lambda: mirror.stop(0.0 if mirror.lost else LAST_WORDS), lambda: False)
+            self._meanwhile(lambda: mirror.stop(0.0 if mirror.lost else limit), lambda: False)
         if not mirror.lost:
             self._meanwhile(mirror.release, lambda: False)
 

@@ -8,30 +8,25 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from launcher import activation
 from launcher.errors import Taken, UserError
 from launcher.recipe import load_frozen
 from launcher.rundir import RunDir, read_json
-from launcher.supervisor import history, processes, restart, torchrun
-from launcher.supervisor.attempt import Attempt
+from launcher.supervisor import history, processes, restart
 from launcher.supervisor.console import Console
 from launcher.supervisor.durable import Durable
-from launcher.supervisor.fleet import Fleet
 from launcher.supervisor.lease import Lease
-from launcher.supervisor.meeting import job_name
 from launcher.supervisor.place import Here, Inquiry, Place, Refused, Verdict
 from launcher.supervisor.postmortem import judge
 from launcher.supervisor.restart import FINISHED, LEFT, STATUS, TAKEN
 from launcher.supervisor.signals import Signals
-from launcher.supervisor.torchrun import Command, Meeting
+from launcher.supervisor.starting import Start
 from launcher.supervisor.warm import Warm
 from launcher.supervisor.watch import POLL, Watch
 
-PARTING_FLUSH = 2.0  # seconds for the store where somebody waits for the node
+PARTING_FLUSH, PARTING_WORDS = 2.0, 0.5  # seconds for the store where somebody waits for the node
 
 
 class Supervisor:
@@ -54,6 +49,7 @@ class Supervisor:
         self._gpus = gpus or self._recipe.resources.gpus  # of each node
         self._nodes = nodes or (self._recipe.resources.nodes if record["backend"] == "slurm" else 1)
         self._warm = warm
+        self._start = Start(run, self._recipe, record, self._gpus, self._nodes, warm, self._say)
         self._console = Console(run.run_log)
         self._lease = Lease(run)
         self._durable = Durable(run, self._recipe, record, self._say, self._tick)
@@ -157,7 +153,7 @@ class Supervisor:
             self._tick,
         )
         try:
-            attempt = self._begin(number, devices, grace, where)
+            attempt = self._start.attempt(number, devices, grace, where)
         except (OSError, activation.Unusable) as error:
             end, resumed = restart.End("crashed", f"torchrun did not start: {error}"), None
         else:
@@ -171,23 +167,6 @@ class Supervisor:
         self._history.append(end)
         self._signals.preempt = ""
         return watch.verdict
-
-    def _begin(
-        self, number: int, devices: Mapping[str, str], grace: float, where: Mapping[str, Any]
-    ) -> Attempt:
-        """torchrun here, or on all nodes of the job. Raises OSError, activation.Unusable."""
-        environ = os.environ | devices
-        entered = activation.find(self._recipe.env, Path(self._record["workdir"]), environ)
-        about = (self._recipe, self._run, number, self._gpus, self._record, environ, grace, entered)
-
-        def command(meeting: Meeting | None = None) -> Command:
-            made = torchrun.command(*about, meeting)
-            return replace(made, env=made.env | dict(devices))  # they win over the recipe
-
-        if self._nodes == 1:
-            return Attempt(self._run, number, command(), warm=self._warm)
-        job = job_name(where.get("job", "here"), where.get("restarts", 0))
-        return Fleet(self._run, number, job, self._nodes, self._gpus, grace, command, self._say)
 
     def _signalled(self) -> Verdict | None:
         """What a signal between two attempts means: nothing has to save, but the place may be lost."""
@@ -206,7 +185,7 @@ class Supervisor:
         self._console.progress(None)
         self._say(f"leaving: {verdict.reason}")
         self._durable.flush(PARTING_FLUSH)
-        self._durable.close()
+        self._durable.close(PARTING_WORDS)
         return LEFT
 
     def _end_leftovers(self) -> None:
