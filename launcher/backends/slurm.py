@@ -17,6 +17,7 @@ from launcher.slurm import cluster, jobs, options
 from launcher.slurm.commands import SlurmError, call, require
 from launcher.supervisor import control, history
 from launcher.supervisor.job.submission import submit
+from launcher.supervisor.job.task import LAUNCHED
 
 POLL = 0.5  # seconds between looks at the queue
 
@@ -65,7 +66,7 @@ class Slurm:
         return [f"{seconds:g} s to save in when it is preempted: {known}, less a margin"]
 
     def start(self, run: RunDir, gpus: int | None, nodes: int | None = None) -> None:
-        submit(run, load_frozen(run.recipe), "launched", gpus, nodes)
+        submit(run, load_frozen(run.recipe), LAUNCHED, gpus, nodes)
 
     def close(self, run: RunDir) -> None:
         """Slurm forgets jobs by itself."""

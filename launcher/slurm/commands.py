@@ -53,8 +53,9 @@ def require() -> None:
 
 def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     """`base` (default: ours) without what belongs to a job around us; SLURM_CONF stays (submitit#1814)."""
-    environ = clean(os.environ if base is None else base)
-    return environ | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+    if base is not None:  # a job inherits it, so nothing is added
+        return clean(base)
+    return clean(os.environ) | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
 
 
 def call(*argv: str, patience: float = PATIENCE, environ: Mapping[str, str] | None = None) -> str:

@@ -27,7 +27,10 @@ from launcher.supervisor.job.task import task
 LOOK = 60.0  # seconds in which a controller that did not answer sbatch must say whether it took the job
 TRIES = 3
 NOT_TAKEN = ("Unable to contact slurm controller", "Connection refused", "temporarily unable to accept")
-OF_THE_CALLER = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+OF_THE_CALLER = (
+    *("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR"),
+    *("XDG_CONFIG_HOME", "SLURM_CONF"),  # the first has what `launch doctor` found out
+)
 NOT_OF_THE_CALLER = {"CUDA_VISIBLE_DEVICES"}  # the job's own come from Slurm
 
 
@@ -120,6 +123,6 @@ def _taken(run: RunDir, known: set[str]) -> str | None:
 def _environment(run: RunDir) -> dict[str, str]:
     """What the job inherits: the variables frozen with the run, the caller's own few, the run's marks."""
     frozen = (read_json(run.run) or {}).get("env", {})
-    caller = {name: os.environ[name] for name in (*OF_THE_CALLER, "SLURM_CONF") if name in os.environ}
+    caller = {name: os.environ[name] for name in OF_THE_CALLER if name in os.environ}
     kept = {name: value for name, value in (caller | frozen).items() if name not in NOT_OF_THE_CALLER}
     return clean(kept) | marks(run)

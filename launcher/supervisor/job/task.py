@@ -8,12 +8,13 @@ import signal
 import sys
 from pathlib import Path
 
-from launcher.rundir import RunDir, read_json
+from launcher.rundir import RunDir, read_json, read_jsonl
 from launcher.supervisor import restart
 from launcher.supervisor.guard import Guard
 from launcher.supervisor.meeting import dismiss, job_name
 
 # What needs a recipe, and with it pydantic, is imported where it is needed: it is not on the way to a step.
+LAUNCHED = "launched"  # by `launch` or `launch resume`, as jobs.jsonl says
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -31,6 +32,8 @@ def task(run_dir: str, gpus: int | None) -> None:
         frozen = (read_json(run.run) or {}).get("env", {})
         devices = {name: os.environ[name] for name in DEVICES if name in os.environ}
         about = ["--job", number, "--restarts", restarts, "--nodes", nodes]  # its environment has none of it
+        if _over(run, number, restarts):
+            return
         try:
             status = Guard(run, gpus, os.environ | frozen | devices, about).run()
         finally:
@@ -40,6 +43,12 @@ def task(run_dir: str, gpus: int | None) -> None:
             _requeue(run, number)
     if status not in (restart.FINISHED, restart.STOPPED, restart.TAKEN, restart.LEFT):
         sys.exit(status)
+
+
+def _over(run: RunDir, job: str, restarts: str) -> bool:
+    """Whether this job comes after the end: only one that the user asked for starts a run anew."""
+    asked = {row.get("job") for row in read_jsonl(run.jobs) if row.get("why") == LAUNCHED}
+    return run.final.exists() and (restarts != "0" or job not in asked)
 
 
 def _requeue(run: RunDir, job: str) -> None:
