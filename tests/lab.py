@@ -1,7 +1,7 @@
 """A real Slurm cluster on one machine, for tests and for trying things: munged, slurmctld, two slurmd.
 
     python tests/lab.py                brings it up, says how to use it, tears it down at Ctrl-C
-    python tests/lab.py --grace 0 --no-user-signal --proctrack pgid --accounting
+    python tests/lab.py --grace 0 --user-signal --proctrack pgid --accounting
 
 Two nodes of sixteen pretend cores and eight pretend GPUs each; `batch` is preempted by `urgent`. Its own
 munge, ports and folder, so that it needs no rights and touches no cluster that is there. As an ordinary user

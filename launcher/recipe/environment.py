@@ -69,11 +69,12 @@ def frozen_env(environ: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str
 
 
 def check_credentials_travel(environ: Mapping[str, str], backend: str, profile: str | None) -> None:
-    """Refuse a run whose store can be reached from here only: a new window sees no secret variables."""
+    """Refuse a run whose store can be reached from here only: a new window or job sees no secret variables."""
     by_profile = profile or any(environ.get(name) for name in KEPT[:3])
+    place = "job of Slurm's" if backend == "slurm" else f"{backend} window"
     if backend != "local" and not by_profile and any(environ.get(name) for name in AWS_SECRETS[:2]):
         raise UserError(
             f"the store's credentials are only in {AWS_SECRETS[0]} and {AWS_SECRETS[1]}, "
-            f"which a {backend} window does not see and which are never written down",
+            f"which a {place} does not see and which are never written down",
             "put them into a profile (AWS_PROFILE, storage.profile) or a file (AWS_SHARED_CREDENTIALS_FILE)",
         )
