@@ -69,7 +69,7 @@ def frozen_env(environ: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str
 
 
 def check_credentials_travel(environ: Mapping[str, str], backend: str, profile: str | None) -> None:
-    """Refuse a run whose store can be reached from here only: a new window or job sees no secret variables."""
+    """Refuse a run whose store can be reached from here only: no window or job sees secret variables."""
     by_profile = profile or any(environ.get(name) for name in KEPT[:3])
     place = "job of Slurm's" if backend == "slurm" else f"{backend} window"
     if backend != "local" and not by_profile and any(environ.get(name) for name in AWS_SECRETS[:2]):
