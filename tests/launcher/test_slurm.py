@@ -10,7 +10,7 @@ import pytest
 
 from launcher.rundir import read_json, read_jsonl
 from tests.lab import Lab, Settings
-from tests.launcher.on_slurm import TOY, SlurmRun, cluster, launch, state_of, take_all, wait
+from tests.launcher.on_slurm import TOY, SlurmRun, cluster, launch, parent, state_of, take_all, wait
 
 STEPS = 300
 LONG = f"--steps {STEPS} --pace 0.02 --every 20"
@@ -96,12 +96,23 @@ def test_a_killed_supervisor_comes_back_in_its_job(lab: Lab) -> None:
     assert {start["job"] for start in run.starts} == {run.starts[0]["job"]} and run.lost_steps() == 0
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_killed_guard_takes_the_job_with_it(lab: Lab, nodes: int) -> None:
+    """Slurm ends the job and may not see the supervisor: it saves, leaves, and comes back in another job."""
+    run = SlurmRun(lab, f"{LONG} --save 0.5", resources={"nodes": nodes})
+    run.at(30)
+    os.kill(parent(run.supervisor()), signal.SIGKILL)
+    assert run.end()["state"] == "finished"
+    assert "guard was killed" in run.ends[0]["reason"] and run.ends[0]["saved"] and run.lost_steps() == 0
+    assert len({start["job"] for start in run.starts}) == 2 and not run.alive()
+    run.assert_undisturbed(STEPS)
+
+
 def test_a_killed_task_is_brought_back_by_the_batch_script(lab: Lab) -> None:
     """Guard and supervisor die at once, as out of memory: another job goes on."""
     run = SlurmRun(lab, LONG)
     run.at(30)
-    guard = int(Path(f"/proc/{run.supervisor()}/stat").read_text().rpartition(")")[2].split()[1])
-    for pid in (guard, run.supervisor()):
+    for pid in (parent(run.supervisor()), run.supervisor()):
         os.kill(pid, signal.SIGKILL)
     assert run.end()["state"] == "finished"
     assert len({start["job"] for start in run.starts}) == 2

@@ -7,6 +7,7 @@ signalled the step, and the place is still ours.
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from launcher.recipe import Recipe
 from launcher.rundir import RunDir, append_json, read_jsonl
 from launcher.slurm import cluster, jobs
 from launcher.slurm.commands import SlurmAway, SlurmError, call, environment
+from launcher.supervisor.meeting import dismiss, job_name
 from launcher.supervisor.place import Verdict
 from launcher.supervisor.signals import PREEMPTED
 
@@ -58,6 +60,7 @@ class Allocation:
         self._asked = 0.0
         self._asking: threading.Thread | None = None
         self._lost: Verdict | None = None  # it was being taken away when we looked
+        self._guard = os.getppid()
 
     def enter(self, wait: Callable[[str], bool]) -> Mapping[str, str]:
         with contextlib.suppress(SlurmError):
@@ -78,6 +81,8 @@ class Allocation:
     def parting(self) -> Verdict | None:
         """The time limit, as late as is safe: twice what the slowest of the last stops took, and a margin."""
         now = time.monotonic()
+        if self._orphaned:
+            return Verdict("preempt", "its guard was killed, and the job is over with it", leave=True)
         if self._lost:
             return self._lost
         if now - self._asked > ASK and not (self._asking and self._asking.is_alive()):
@@ -97,7 +102,7 @@ class Allocation:
                 return Verdict("preempt", f"signalled, and {error.message}", leave=True)
 
     def come_back(self, verdict: Verdict) -> None:
-        if requeues(self._recipe) and not self._requeued():
+        if requeues(self._recipe) and not self._orphaned and not self._requeued():
             return  # that ends the job at once: it is the last act of its task
         come_back(self._run, self._recipe, self._job, verdict.reason)
 
@@ -105,6 +110,8 @@ class Allocation:
         """The job's devices stay the job's."""
 
     def last_act(self, left: bool) -> None:
+        if self._orphaned:  # its last act was this
+            dismiss(self._run, job_name(self._job, self._restarts))
         if not left:
             with contextlib.suppress(SlurmError):
                 self._cancel_others()
@@ -135,6 +142,11 @@ class Allocation:
         took = [row["seconds_to_stop"] for row in lines if row.get("seconds_to_stop")]
         save = 2 * max(took[-3:]) if took else self._recipe.restart.grace
         return min(save + MARGIN, self._recipe.restart.grace + MARGIN)
+
+    @property
+    def _orphaned(self) -> bool:
+        """Whether the job ends without us: its task was the guard. Only cgroups would end us with it."""
+        return os.getppid() != self._guard
 
     def _look(self) -> None:
         """Learn partition and time left. Raises SlurmError."""
