@@ -32,9 +32,9 @@ def task(run_dir: str, gpus: int | None) -> None:
         frozen = (read_json(run.run) or {}).get("env", {})
         devices = {name: os.environ[name] for name in DEVICES if name in os.environ}
         about = ["--job", number, "--restarts", restarts, "--nodes", nodes]  # its environment has none of it
-        if _over(run, number, restarts):
-            return
         try:
+            if _over(run, number, restarts):
+                return
             status = Guard(run, gpus, os.environ | frozen | devices, about).run()
         finally:
             if nodes != "1":
