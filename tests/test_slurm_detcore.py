@@ -1,5 +1,6 @@
-"""A run from Slurm goes on in tmux with half the workers: the same batches, the same images, the same schedule."""
+"""A run from Slurm goes on in tmux with half the workers: same batches, same images, same schedule."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -46,5 +47,5 @@ def test_half_the_workers_go_on_with_the_same_batches(tmp_path: Path) -> None:
     assert [line["lr"] for line in ours] == [line["lr"] for line in theirs]
     losses = [line["loss"] for line in theirs]
     assert [line["loss"] for line in ours] == pytest.approx(losses, rel=ROUNDING)
-    nearest = min(abs(a - b) for a, b in zip(losses, losses[1:], strict=False))
+    nearest = min(abs(a - b) for a, b in itertools.pairwise(losses))
     assert nearest > ROUNDING * max(losses), "the losses of two steps are too much alike to tell them apart"

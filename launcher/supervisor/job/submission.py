@@ -4,6 +4,8 @@ The job's name is the run's id, which no other run has: whatever job carries it 
 batch script and the pickle that the job begins with. Where we differ from stock submitit, and why:
 - no --signal: the launcher stops before a time limit by itself, and a preemption sends SIGTERM then, always;
 - a job inherits an allow-listed environment and nothing else (submitit#1814), for Slurm writes it to disk;
+- srun gets a process group of its own (set -m): with proctrack/pgid a job that has ended waits 3 s for what
+  srun leaves in the script's, and nobody else has the node;
 - when the step is over, the batch script looks whether somebody has to bring the run back (last_resort.py).
 """
 
@@ -85,7 +87,7 @@ def _executor(run: RunDir, wanted: dict[str, str]) -> Any:
         job_name=run.id,
         nodes=int(wanted["nodes"]),
         stderr_to_stdout=True,
-        setup=[f"trap {shlex.quote(shlex.join(resort) + ' $?')} EXIT"],
+        setup=["set -m", f"trap {shlex.quote(shlex.join(resort) + ' $?')} EXIT"],
         srun_args=["--ntasks-per-node=1", per_task, "--cpu-bind=none", "--input=none"],
         additional_parameters={"time": None} | {name: value or True for name, value in wanted.items()},
     )
