@@ -13,6 +13,7 @@ class LaunchError(Exception):
     """A failure told in one sentence, with what to do about it in `hint`."""
 
     exit_status = 1
+    uncertain = False  # whether what was asked for may have been done all the same
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -53,6 +53,10 @@ class RunDir:
         return self.path / "stop_requested"
 
     @property
+    def resume_requested(self) -> Path:
+        return self.path / "resume_requested"
+
+    @property
     def lease(self) -> Path:
         return self.path / "lease.json"
 
@@ -161,6 +165,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return obj if isinstance(obj, dict) else None
+
+
+def ended(run: RunDir) -> dict[str, Any] | None:
+    """final.json, unless the user has asked since for the run to go on."""
+    return None if run.resume_requested.exists() else read_json(run.final)
 
 
 def append_json(path: Path, obj: object) -> None:

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from launcher.errors import LaunchError, UserError
 from launcher.recipe import Recipe, load_frozen
 from launcher.recipe.document import Problem
-from launcher.rundir import RunDir, read_json
+from launcher.rundir import RunDir, ended
 from launcher.slurm import cluster, jobs, options
 from launcher.slurm.commands import SlurmError, call, require
 from launcher.supervisor import control, history
 from launcher.supervisor.job.submission import submit
-from launcher.supervisor.job.task import LAUNCHED
 
 POLL = 0.5  # seconds between looks at the queue
 
@@ -55,18 +54,23 @@ class Slurm:
             yield Problem(("slurm", key) if key else ("slurm",), f"Slurm refuses the job: {words}")
 
     def notes(self, recipe: Recipe) -> list[str]:
-        here = _cluster()
-        partition = here.partition(options.options(recipe).get("partition"))
+        here, wanted = _cluster(), options.options(recipe)
+        partition, qos = here.partition(wanted.get("partition")), wanted.get("qos")
         if partition is None:
             return []
-        grace = here.grace(partition, recipe.slurm.qos)
-        budget = cluster.save_seconds(here, partition.name, recipe.slurm.qos) or 0.0
+        grace = here.grace(partition, qos)
+        budget = cluster.save_seconds(here, partition.name, qos) or 0.0
         known = f"GraceTime {grace} s of partition {partition.name} and KillWait {here.kill_wait} s"
         seconds = min(budget, recipe.restart.grace)
-        return [f"{seconds:g} s to save in when it is preempted: {known}, less a margin"]
+        notes = [f"{seconds:g} s to save in when it is preempted: {known}, less a margin"]
+        if recipe.resources.max_wait:
+            notes.append(
+                "with max_wait Slurm ends a job whose node dies, too: `launch resume` goes on with it"
+            )
+        return notes
 
     def start(self, run: RunDir, gpus: int | None, nodes: int | None = None) -> None:
-        submit(run, load_frozen(run.recipe), LAUNCHED, gpus, nodes)
+        submit(run, load_frozen(run.recipe), "launched", gpus, nodes)
 
     def close(self, run: RunDir) -> None:
         """Slurm forgets jobs by itself."""
@@ -85,7 +89,7 @@ class Slurm:
 
     def stop(self, run: RunDir) -> None:
         """End the run and its jobs. Raises UserError if it has ended."""
-        final = read_json(run.final)
+        final = ended(run)
         mine = jobs.queue(run.id)
         if final is not None and not mine:
             raise UserError(f"run {run.id} has ended already ({final.get('state')})")
@@ -99,8 +103,10 @@ class Slurm:
                 elif job.id not in told:
                     told.add(job.id)
                     _nudge(job.id)
+            if time.monotonic() > deadline + control.MARGIN:
+                raise LaunchError(f"job {mine[0].id} of {run.id} does not end", f"squeue -j {mine[0].id}")
             time.sleep(POLL)
-        if read_json(run.final) is None:  # it never ran, or could not say so
+        if ended(run) is None:  # it never ran, or could not say so
             control.conclude(run)
 
     def preempt(self, run: RunDir) -> None:

@@ -67,6 +67,8 @@ def details(run: RunDir) -> Row:
 
 
 def _final(path: str) -> Row | None:
+    if os.path.exists(f"{path}/resume_requested"):  # noqa: PTH110
+        return None
     try:
         with open(f"{path}/final.json", "rb") as file:  # noqa: PTH123 - a thousand of these; Path costs as much again
             final = json.loads(file.read())
@@ -180,7 +182,10 @@ def epitaph(run: RunDir) -> str:
     """How the last job of a run ended, as far as Slurm still knows."""
     from launcher.slurm import jobs
 
-    submitted = [row for row in read_jsonl(run.jobs) if row.get("job")]
+    rows = read_jsonl(run.jobs)
+    if rows and rows[-1].get("error"):
+        return f"no further job came of it: {rows[-1]['error']}"
+    submitted = [row for row in rows if row.get("job")]
     ids = [row["job"] for row in submitted]
     if not ids:
         return "no job came of it"

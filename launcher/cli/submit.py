@@ -91,6 +91,7 @@ def check_again(run: RunDir, flags: Flags, backend: str) -> Recipe:
 def adopt(run: RunDir, backend: str, elsewhere: bool) -> None:
     """Tell run.json where the run goes on, and that it shall. The caller knows that nobody holds the run."""
     run.stop_requested.unlink(missing_ok=True)  # of the run's last life; from here on it is of this one
+    run.resume_requested.touch()
     record = rundir.read_json(run.run) or {}
     changed = record | {"backend": backend}
     if elsewhere:

@@ -50,8 +50,9 @@ def run(
     submit.create(plan)
     try:
         return _start(plan.run, plan.backend, None, follow)
-    except LaunchError:
-        submit.discard(plan.run)
+    except LaunchError as error:
+        if not error.uncertain:
+            submit.discard(plan.run)
         raise
 
 
@@ -142,7 +143,12 @@ def resume(
     if not elsewhere:
         check(run)
     submit.adopt(run, backend, elsewhere)
-    return _start(run, backend, gpus, follow, nodes)
+    try:
+        return _start(run, backend, gpus, follow, nodes)
+    except LaunchError as error:
+        if not error.uncertain:
+            run.resume_requested.unlink(missing_ok=True)
+        raise
 
 
 def rm(spec: str, store: bool) -> int:

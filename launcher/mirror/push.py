@@ -20,7 +20,7 @@ from launcher.storage import Changed, PreconditionFailed, Store, key_problem
 log = logging.getLogger("launch.mirror")
 
 NOT_MIRRORED = {
-    *("lease.json", "synced.json", "owner.json", "code/.git", "checkpoints"),
+    *("lease.json", "synced.json", "owner.json", "resume_requested", "code/.git", "checkpoints"),
     *("rendezvous.json", "nodes"),  # of this moment, and of these machines
     "submitit",  # pickles: whoever could write them into a bucket would run code where they are loaded
 }

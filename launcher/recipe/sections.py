@@ -141,22 +141,25 @@ class Mirror(Section):
     """Seconds between passes of the mirror."""
 
 
-Option = str | int | float | bool
+_LINE = r"^[^\x00-\x1f\x7f]+$"  # it stands in a line of a batch script
+Line = Annotated[str, Field(pattern=_LINE)]
+OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+Option = Line | int | float | bool
 
 
 class Slurm(Section):
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    exclude: Line | None = None
     """Nodes that are not to be used."""
-    reservation: str | None = None
+    reservation: Line | None = None
     come_back: Literal["submit", "requeue"] = "submit"
     """After a preemption: a fresh job at once, or the same job again, with the age it had in the queue."""
-    options: dict[str, Option] = {}
+    options: dict[OptionName, Option] = {}
     """Any other option of sbatch, by its long name: `mail-user: me@example.org`, `exclusive: true`."""
-    preemptible: dict[str, Option] = {}
+    preemptible: dict[OptionName, Option] = {}
     """Options laid over the others where `resources.preemptible` is true: `partition: scavenge`."""
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from launcher.slurm.commands import SlurmError, call
 
-UNKNOWN = ("None", "Unknown", "N/A", "(null)", "UNLIMITED", "INVALID", "")
 LIVE = (
     "PENDING",
     "CONFIGURING",
@@ -27,6 +26,7 @@ class Job:
     reason: str
     restarts: int
     partition: str
+    qos: str | None
     run_time: int  # seconds
     time_limit: int | None  # seconds; None: unlimited
     preempt_time: int | None
@@ -52,6 +52,11 @@ class Queued:
     def pending(self) -> bool:
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING")
 
+    @property
+    def held(self) -> bool:
+        """Whether it will not start by itself: after too many failed starts, say, or by an admin."""
+        return self.state == "REQUEUE_HOLD" or self.reason.startswith("JobHeld")
+
 
 def show(job: str) -> Job | None:
     """The job, or None if Slurm knows it no more. Raises SlurmAway, SlurmError."""
@@ -68,6 +73,7 @@ def show(job: str) -> Job | None:
         reason=said.get("Reason", "None"),
         restarts=int(said.get("Restarts", "0")),
         partition=said.get("Partition", ""),
+        qos=said.get("QOS", "(null)").replace("(null)", "") or None,
         run_time=seconds(said.get("RunTime", "0:00")) or 0,
         time_limit=seconds(said.get("TimeLimit", "UNLIMITED")),
         preempt_time=_epoch(said.get("PreemptTime", "None")),

@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--nodes", type=int)
     parser.add_argument("--job")
     parser.add_argument("--restarts", type=int, default=0)
+    parser.add_argument("--guard", type=int, default=os.getppid())
     args = parser.parse_args()
     run = RunDir(args.run_dir.absolute())
     # Before all else that takes time to import: torchrun takes more.
@@ -34,7 +35,7 @@ def main() -> int:
     from launcher.supervisor.supervise import Supervisor
 
     try:
-        place = _place(run, args.gpus, args.job, args.restarts)
+        place = _place(run, args.gpus, args.job, args.restarts, args.guard)
         return Supervisor(run, args.gpus, place, args.nodes, warm).run()
     except LaunchError as error:
         words = f"{error.message}. {error.hint}".rstrip(". ") + "."
@@ -48,7 +49,7 @@ def main() -> int:
         return BUG
 
 
-def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int) -> "Place":
+def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int, guard: int) -> "Place":
     """Where the run is to be: a job of Slurm's, or this machine, which others may want as well."""
     from launcher.recipe import load_frozen
     from launcher.supervisor.place import Here
@@ -59,7 +60,7 @@ def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int) -> "Pl
     if job:
         from launcher.supervisor.job.allocation import Allocation
 
-        return Allocation(run, recipe, job, restarts)
+        return Allocation(run, recipe, job, restarts, guard)
     if EXEC in os.environ:
         return Here()  # what we need was given to the command that started us
     from launcher.supervisor.station import Station

@@ -5,7 +5,7 @@ import time
 
 from launcher.errors import LaunchError, Taken, UserError
 from launcher.recipe import load_frozen
-from launcher.rundir import RunDir, read_json
+from launcher.rundir import RunDir, ended
 from launcher.supervisor import history, processes, station
 from launcher.supervisor.durable import FLUSH
 from launcher.supervisor.lease import Holder, holder
@@ -20,7 +20,7 @@ def stop(run: RunDir) -> None:
 
     Raises UserError if it has ended, is being stopped already, or is held on another host.
     """
-    final = read_json(run.final)
+    final = ended(run)
     held = _holder_here(run)
     if held is None and final is not None and not processes.keepers(run.path):  # nor is one coming up
         raise UserError(f"run {run.id} has ended already ({final.get('state')})")
@@ -29,7 +29,7 @@ def stop(run: RunDir) -> None:
     run.stop_requested.touch()
     if not processes.gone(lambda: processes.keepers(run.path), patience(run)):
         processes.kill(lambda: processes.keepers(run.path))
-    if read_json(run.final) is None:  # nobody held it, or its supervisor died before it could say so
+    if ended(run) is None:  # nobody held it, or its supervisor died before it could say so
         conclude(run)
     processes.kill(lambda: processes.of_run(run.path))
 

@@ -59,6 +59,7 @@ class Guard:
         self._console = Console(run.run_log)
         self._signals: list[int] = []
         self._stop = False
+        self._before: str | None = None  # the token of the lease that it found
         self._old: dict[str, Any] | None = None  # the final.json that the supervisor found: an earlier end
 
     def run(self) -> int:
@@ -85,6 +86,7 @@ class Guard:
     def _supervisor(self) -> int:
         """Run one; its exit status, negative for a signal."""
         self._old = read_json(self._run.final)
+        self._before = (read_json(self._run.lease) or {}).get("token")
         # A process group of its own: a Ctrl-C reaches the supervisor once, through us.
         child = subprocess.Popen(
             self._argv,
@@ -119,7 +121,8 @@ class Guard:
         if final and new and final.get("state") in restart.STATUS:
             return restart.STATUS[final["state"]]  # it may have been killed just after
         held = read_json(self._run.lease) or {}
-        if held.get("ended") and held.get("leaving"):  # it had let go, and needed nothing but to exit
+        mine = held.get("token") != self._before  # else it is that of the place before this one
+        if mine and held.get("ended") and held.get("leaving"):  # it had let go, and had only to exit
             return restart.LEFT
         wrong_input = 2
         return status if status in (wrong_input, restart.TAKEN, restart.LEFT) else None

@@ -50,7 +50,7 @@ def unfinished(run: RunDir) -> int | None:
 
 
 def finish(run: RunDir, decision: Decision, gpus: int) -> None:
-    """Write final.json. Raises OSError."""
+    """Write final.json; whatever was asked for before it is done with. Raises OSError."""
     record, outcome, beat = (read_json(path) or {} for path in (run.run, run.outcome, run.heartbeat))
     lines = read_jsonl(run.attempts)
     ends = [line for line in lines if line.get("event") == "end"]
@@ -75,6 +75,7 @@ def finish(run: RunDir, decision: Decision, gpus: int) -> None:
             "synced": read_json(run.synced),
         },
     )
+    run.resume_requested.unlink(missing_ok=True)
 
 
 def lost_steps(ends: list[dict[str, Any]]) -> int:

@@ -57,8 +57,8 @@ class Place(Protocol):
     def leave(self, again: bool) -> None:
         """The attempt is over: give its devices back. `again`: it was preempted, and wants them at once."""
 
-    def last_act(self, left: bool) -> None:
-        """The run is released; `left`: to go on elsewhere, else it has ended."""
+    def last_act(self, ended: bool) -> None:
+        """The run is released; `ended`: for good, else it goes on elsewhere or is somebody else's."""
 
     def about(self) -> dict[str, Any]:
         """What the line at the start of an attempt says of this place."""
@@ -88,7 +88,7 @@ class Here:
     def leave(self, again: bool) -> None:
         """Nothing was taken."""
 
-    def last_act(self, left: bool) -> None:
+    def last_act(self, ended: bool) -> None:
         """Nothing is left to do."""
 
     def about(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Station:
         """A run that was preempted waits in its old place from now on."""
         self._member.release(again)
 
-    def last_act(self, left: bool) -> None:
+    def last_act(self, ended: bool) -> None:
         self._member.withdraw()
 
     def about(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Supervisor:
         """Hold the run until it has ended, has to go on elsewhere, or somebody else has it."""
         with self._signals.handled(), self._console.listening():
             status = self._hold()
-            self._place.last_act(left=status == LEFT)
+            self._place.last_act(ended=status in STATUS.values())
             if self._warm:
                 self._warm.close()
             return status
@@ -138,6 +138,7 @@ class Supervisor:
         self._write(lambda: history.begin(self._run, number, total, self._record["backend"], resume, where))
         if resume:  # not before the run is ours in the store too, or was refused
             self._write(lambda: self._run.final.unlink(missing_ok=True))
+            self._write(lambda: self._run.resume_requested.unlink(missing_ok=True))
         grace = self._place.grace(self._recipe.restart.grace)
         host = f"{self._nodes} nodes" if self._nodes > 1 else os.uname().nodename
         self._say(f"attempt {number} of {self._run.id}: {total} worker{'s' * (total > 1)} on {host}")

@@ -94,12 +94,17 @@ class Watch:
         hung = pulse.hung(beat, self._hang) if self._heard() else ""
         return ("hung", hung) if hung else None
 
+    @property
+    def _leaving_now(self) -> bool:
+        return self.verdict is not None and self.verdict.leave
+
     def _hear(self, patience: float) -> None:
         """Wait for what the place has to say; it may name a better reason, or a stop."""
         if self._inquiry is None:
             return
         until = time.monotonic() + patience
-        while not self._inquiry.done and time.monotonic() < until:
+        # On the way out nothing is left to do but to see to the way back, however long Slurm is away.
+        while not self._inquiry.done and (self._leaving_now or time.monotonic() < until):
             self._tick()
             time.sleep(POLL)
         if self.verdict and self.asked and self.asked[0] == "preempt":

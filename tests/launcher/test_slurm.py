@@ -308,3 +308,43 @@ def test_a_dry_run_shows_the_script_that_a_launch_submits(lab: Lab, tmp_path: Pa
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "submitit" / "job.sh").read_text() == plan["script"].replace(plan["run"]["id"], run.name)
     launch("stop", "last")
+
+
+def test_a_resumed_run_waits_and_goes_on(lab: Lab) -> None:
+    """What ended its last life neither shows nor counts, and the job that brings it back may be preempted."""
+    run = SlurmRun(lab, LONG)
+    run.at(30)
+    launch("stop", "last")
+    urgent = take_all(lab, 8)
+    wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
+    launch("resume", "last", "--backend", "slurm")
+    assert "queued" in launch("status", "last").stdout
+    assert "is job" in launch("resume", "last", "--backend", "slurm", check=False).stderr
+    run.at(60, attempt=2)
+    take_all(lab)
+    assert run.end()["state"] == "finished" and run.lost_steps() == 0 and len(run.starts) == 3
+    run.assert_undisturbed(STEPS)
+
+
+def test_a_short_time_limit_leaves_time_for_work(lab: Lab) -> None:
+    """However long the grace, half of each job is work."""
+    run = SlurmRun(
+        lab, "--steps 900 --pace 0.05 --every 100", resources={"time": "1m"}, restart={"grace": 60}
+    )
+    run.at(200)
+    wait("the next job", lambda: len(run.starts) > 1)
+    assert run.ends[0]["step"] > 200 and "time limit" in run.ends[0]["reason"]
+    launch("stop", "last")
+
+
+def test_an_option_cannot_leave_its_line(lab: Lab, tmp_path: Path) -> None:
+    recipe = tmp_path / "toy.yaml"
+    toy = Path(__file__).with_name("toy.py")
+    for slurm in (
+        r'{options: {comment: "one\nscancel -u me"}}',
+        "{options: {job_name: x}}",
+        r'{partition: "a\nb"}',
+    ):
+        recipe.write_text(f"program: {{script: {toy}}}\nresources: {{device: cpu}}\nslurm: {slurm}\n")
+        done = launch(str(recipe), "--backend", "slurm", check=False)
+        assert done.returncode == 2 and "toy.yaml:3:" in done.stderr, done.stderr

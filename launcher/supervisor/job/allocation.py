@@ -8,23 +8,21 @@ signalled the step, and the place is still ours.
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.recipe import Recipe
-from launcher.rundir import RunDir, append_json, read_jsonl
+from launcher.rundir import RunDir, read_jsonl
 from launcher.slurm import cluster, jobs
-from launcher.slurm.commands import SlurmAway, SlurmError, call, environment
+from launcher.slurm.commands import SlurmAway, SlurmError, call
+from launcher.supervisor.job.way_back import RETRY, come_back, requeues
 from launcher.supervisor.meeting import dismiss, job_name
 from launcher.supervisor.place import Verdict
 from launcher.supervisor.signals import PREEMPTED
 
 ASK = 60.0  # seconds between looks at the time limit, which an admin may move
-RETRY = 1.0  # seconds between two tries to reach a controller that is away
 KILL_WAIT = 30.0  # seconds, slurm.conf(5)'s default
 PAPERWORK = 1.5  # seconds to write down how an attempt ended, before SIGKILL
 MARGIN = 10.0  # seconds before a time limit that the way out takes, beside the save
@@ -39,39 +37,44 @@ def verdict(job: jobs.Job | None, restarts: int) -> Verdict:
     if job.restarts > restarts:
         return Verdict("preempt", "preempted by Slurm without grace, or requeued", leave=True, ending=True)
     if job.preempt_time is not None:
-        return Verdict("preempt", "preempted by Slurm", leave=True)
+        return Verdict("preempt", "preempted by Slurm", leave=True, ending=job.state != "RUNNING")
     if job.state == "RUNNING":
         return Verdict("preempt", PREEMPTED)
     if job.reason == "TimeLimit" or job.state == "TIMEOUT" or (job.left is not None and job.left <= 0):
         return Verdict("preempt", "the job's time limit", leave=True)
-    if job.state in ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"):
-        return Verdict("preempt", f"Slurm ended the job: {job.state}", leave=True)
-    return Verdict("stop", "cancelled with scancel", ending=True)
+    if job.state in ("COMPLETING", "CANCELLED"):
+        return Verdict("stop", "cancelled with scancel", ending=True)
+    if job.state == "SUSPENDED":
+        return Verdict("preempt", PREEMPTED)
+    return Verdict("preempt", f"Slurm ended the job: {job.state}", leave=True)
 
 
 class Allocation:
     """The Place of a supervisor in job `job`, which has been restarted `restarts` times."""
 
-    def __init__(self, run: RunDir, recipe: Recipe, job: str, restarts: int) -> None:
+    def __init__(self, run: RunDir, recipe: Recipe, job: str, restarts: int, guard: int) -> None:
         self._run, self._recipe, self._job, self._restarts = run, recipe, job, restarts
         self._cluster: cluster.Cluster | None = None
-        self._partition = ""
+        self._partition: str | None = None
+        self._qos: str | None = None
         self._end: float | None = None  # of the allocation, on our monotonic clock
+        self._needed = 0.0  # seconds before it at which to stop
         self._asked = 0.0
         self._asking: threading.Thread | None = None
         self._lost: Verdict | None = None  # it was being taken away when we looked
-        self._guard = os.getppid()
+        self._guard = guard
 
     def enter(self, wait: Callable[[str], bool]) -> Mapping[str, str]:
         with contextlib.suppress(SlurmError):
             self._look()  # a supervisor before us may have died of the very signal
             if self._cluster is None:
                 self._cluster = cluster.read()
-                self._cancel_others()
+                if not self._lost:  # else the one that waits is where we go on
+                    self._cancel_others()
         return {}
 
     def grace(self, wanted: float) -> float:
-        known = cluster.save_seconds(self._cluster, self._partition) if self._cluster else None
+        known = self._cluster and cluster.save_seconds(self._cluster, self._partition, self._qos)
         return min(wanted, known) if known else wanted
 
     def last_seconds(self) -> float:
@@ -88,7 +91,7 @@ class Allocation:
         if now - self._asked > ASK and not (self._asking and self._asking.is_alive()):
             self._asking = threading.Thread(target=self._look_again, daemon=True)
             self._asking.start()
-        if self._end is None or now < self._end - self._needed():
+        if self._end is None or now < self._end - self._needed:
             return None
         return Verdict("preempt", f"the job's time limit comes in {self._end - now:.0f} s", leave=True)
 
@@ -109,10 +112,10 @@ class Allocation:
     def leave(self, again: bool) -> None:
         """The job's devices stay the job's."""
 
-    def last_act(self, left: bool) -> None:
+    def last_act(self, ended: bool) -> None:
         if self._orphaned:  # its last act was this
             dismiss(self._run, job_name(self._job, self._restarts))
-        if not left:
+        if ended:
             with contextlib.suppress(SlurmError):
                 self._cancel_others()
 
@@ -136,12 +139,12 @@ class Allocation:
         way = "a fresh job" if not self._restarts else "requeue, hurried" if saved else "Slurm's requeue"
         return {"returned": {"by": way, "why": why, "seconds": after, "slurm_holds": hold, "saved": saved}}
 
-    def _needed(self) -> float:
-        """Seconds before the limit at which to stop."""
+    def _before_limit(self, limit: int | None) -> float:
+        """Seconds before a time limit at which to stop; of a short one, half is for work."""
         lines = read_jsonl(self._run.attempts)
         took = [row["seconds_to_stop"] for row in lines if row.get("seconds_to_stop")]
         save = 2 * max(took[-3:]) if took else self._recipe.restart.grace
-        return min(save + MARGIN, self._recipe.restart.grace + MARGIN)
+        return min(save + MARGIN, self._recipe.restart.grace + MARGIN, (limit or 0) / 2)
 
     @property
     def _orphaned(self) -> bool:
@@ -153,7 +156,8 @@ class Allocation:
         self._asked = time.monotonic()
         job = jobs.show(self._job)
         if job is not None:
-            self._partition = job.partition
+            self._partition, self._qos = job.partition, job.qos
+            self._needed = self._before_limit(job.time_limit)
             found = verdict(job, self._restarts)
             self._lost = found if found.leave or found.wish == "stop" else None
             self._end = None if job.left is None else self._asked + job.left
@@ -175,37 +179,3 @@ class Allocation:
         others = [job.id for job in jobs.queue(self._run.id) if job.pending and job.id != self._job]
         if others:
             call("scancel", *others)
-
-
-def come_back(run: RunDir, recipe: Recipe, job: str, why: str) -> None:
-    """Submit the job in which the run goes on after `job`, unless there is one. Tries until Slurm answers."""
-    from launcher.supervisor.job.submission import submit
-
-    while True:
-        try:
-            if not any(other.id != job and other.pending for other in jobs.queue(run.id)):
-                rows = [row for row in read_jsonl(run.jobs) if row.get("job") == job] or [{}]
-                submit(run, recipe, why, rows[-1].get("gpus"), rows[-1].get("nodes"))
-            return
-        except SlurmAway:
-            time.sleep(RETRY)
-        except SlurmError as error:
-            append_json(run.jobs, {"job": None, "why": why, "error": error.message, "time": time.time()})
-            return
-
-
-def requeues(recipe: Recipe) -> bool:
-    """Whether the same job is to go on. One that had a deadline to start by would be ended by it."""
-    return recipe.slurm.come_back == "requeue" and recipe.resources.max_wait is None
-
-
-def requeue(run: RunDir, recipe: Recipe, job: str) -> None:
-    """Requeue our own job, which ends it, and leave somebody behind who takes Slurm's hold from it.
-
-    For the guard's process alone, when nothing else is left: who is left behind must not come back to it."""
-    argv = [sys.executable, "-P", "-m", "launcher.supervisor.job.hurry", job]
-    subprocess.Popen(argv, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        call("scontrol", "requeue", job)
-    except SlurmError:  # JobRequeue=0, or the job is not one that can be
-        come_back(run, recipe, job, "could not be requeued")

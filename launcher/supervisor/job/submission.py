@@ -39,6 +39,8 @@ NOT_OF_THE_CALLER = {"CUDA_VISIBLE_DEVICES"}  # the job's own come from Slurm
 class Uncertain(SlurmAway):
     """Slurm may have the job or not: the run's folder must stay."""
 
+    uncertain = True
+
 
 def submit(run: RunDir, recipe: Recipe, why: str, gpus: int | None = None, nodes: int | None = None) -> str:
     """Submit a job for `run`; its id, which is noted in jobs.jsonl with `why`.
@@ -96,7 +98,8 @@ def _executor(run: RunDir, wanted: dict[str, str]) -> Any:
 
 def _sbatch(run: RunDir, script: Path) -> str:
     """The id of the one job that came of it."""
-    known = {str(row.get("job")) for row in read_jsonl(run.jobs)}
+    # Not only those that we wrote down: whoever submitted the last may have died before he could.
+    known = {str(row.get("job")) for row in read_jsonl(run.jobs)} | {job.id for job in jobs.queue(run.id)}
     for _ in range(TRIES):
         try:
             return call("sbatch", "--parsable", str(script), environ=_environment(run)).split(";")[0].strip()

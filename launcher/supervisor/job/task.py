@@ -8,13 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
-from launcher.rundir import RunDir, read_json, read_jsonl
+from launcher.rundir import RunDir, ended, read_json
 from launcher.supervisor import restart
 from launcher.supervisor.guard import Guard
 from launcher.supervisor.meeting import dismiss, job_name
 
 # What needs a recipe, and with it pydantic, is imported where it is needed: it is not on the way to a step.
-LAUNCHED = "launched"  # by `launch` or `launch resume`, as jobs.jsonl says
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
@@ -31,33 +30,24 @@ def task(run_dir: str, gpus: int | None) -> None:
     else:
         frozen = (read_json(run.run) or {}).get("env", {})
         devices = {name: os.environ[name] for name in DEVICES if name in os.environ}
-        about = ["--job", number, "--restarts", restarts, "--nodes", nodes]  # its environment has none of it
+        about = ["--job", number, "--restarts", restarts, "--nodes", nodes]
+        about += ["--guard", str(os.getpid())]  # its environment has none of it
         try:
-            if _over(run, number, restarts):
+            if ended(run) is not None:  # only `launch resume` starts it anew
                 return
             status = Guard(run, gpus, os.environ | frozen | devices, about).run()
         finally:
             if nodes != "1":
                 dismiss(run, job)
         if status == restart.LEFT:
-            _requeue(run, number)
+            _requeue(run, number, int(restarts))
     if status not in (restart.FINISHED, restart.STOPPED, restart.TAKEN, restart.LEFT):
         sys.exit(status)
 
 
-def _over(run: RunDir, job: str, restarts: str) -> bool:
-    """Whether this job comes after the end: only one that the user asked for starts a run anew."""
-    asked = {row.get("job") for row in read_jsonl(run.jobs) if row.get("why") == LAUNCHED}
-    return run.final.exists() and (restarts != "0" or job not in asked)
-
-
-def _requeue(run: RunDir, job: str) -> None:
-    """Where the recipe wants the same job again, and Slurm has not requeued it by itself."""
+def _requeue(run: RunDir, job: str, restarts: int) -> None:
     from launcher.recipe import load_frozen
-    from launcher.slurm import jobs
-    from launcher.supervisor.job.allocation import requeue, requeues
+    from launcher.supervisor.job.way_back import last_act
 
-    recipe = load_frozen(run.recipe)
-    if requeues(recipe) and any(mine.id == job and mine.state == "RUNNING" for mine in jobs.queue(run.id)):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the requeue sends it
-        requeue(run, recipe, job)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue sends it
+    last_act(run, load_frozen(run.recipe), job, restarts)
