@@ -34,6 +34,21 @@ def test_killed_supervisor_loses_nothing(toy: Make) -> None:
     run.assert_gone()
 
 
+def test_a_supervisor_killed_before_it_has_the_run(toy: Make) -> None:
+    """A lease that an earlier place let go of, on its way out, says nothing of this supervisor."""
+    run = toy("--steps 4 --every 100")
+    write_json(run.run.lease, {"schema": 1, "token": "earlier", "fence": 0, "ended": True, "leaving": True})
+    run.start()
+    assert run.guard
+    guard_pid = run.guard.pid
+    wait("a supervisor", lambda: [p for p in processes.keepers(run.run.path) if p.parent == guard_pid])
+    for process in processes.keepers(run.run.path):
+        if process.parent == guard_pid:
+            process.signal(signal.SIGKILL)
+    assert run.end() == 0 and run.final["state"] == "finished"
+    assert "the supervisor was killed by SIGKILL" in run.window
+
+
 def test_killed_supervisor_and_guard(toy: Make) -> None:
     """The orphans train on with nobody above them; the next supervisor ends them first, and they save."""
     run = toy("--steps 100000 --every 100000", grace=10).start()
