@@ -122,9 +122,10 @@ class SlurmRun:
 
 
 def parent(pid: int) -> int:
-    """Of a supervisor: its guard."""
+    """Of a supervisor: its guard. Raises ProcessLookupError if it is dead."""
     found = processes.inspect(pid)
-    assert found is not None
+    if found is None:
+        raise ProcessLookupError(pid)
     return found.parent
 
 
