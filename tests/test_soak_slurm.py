@@ -77,7 +77,8 @@ def test_twenty_runs(tmp_path: Path) -> None:
     print(f"{lost} of {300 * RUNS} steps done twice; {witness.looks} looks, at once: {witness.twice}")
     for run in runs:
         assert run.final["state"] == "finished" and sum(end["state"] == "finished" for end in run.ends) == 1
-        assert [start["attempt"] for start in run.starts] == list(range(1, len(run.starts) + 1))
+        numbers = [start["attempt"] for start in run.starts]
+        assert numbers == sorted(set(numbers))
         run.assert_undisturbed(300)
     assert not witness.twice and sum(count > 1 for count in attempts) >= RUNS // 2
 
