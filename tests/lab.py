@@ -12,6 +12,7 @@ Settings from slurm.conf(5), gres.conf(5), slurmdbd.conf(5), munged(8).
 
 import argparse
 import contextlib
+import ctypes
 import getpass
 import os
 import secrets
@@ -135,6 +136,7 @@ class Lab:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def _munge(self) -> None:
@@ -270,6 +272,11 @@ UnkillableStepTimeout=60
             if time.monotonic() > deadline:
                 return
             time.sleep(0.1)
+
+
+def _end_with_parent() -> None:
+    """However whoever brought the lab up is ended, it goes down with him (PR_SET_PDEATHSIG, prctl(2))."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _which(name: str) -> str | None:
