@@ -54,7 +54,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP) tmux slurm check
-	$(BIN)/python -m pytest -m 'not soak' --durations=15
+	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist worksteal --durations=15
 
 soak: $(STAMP) tmux slurm
 	$(BIN)/python -m pytest -m soak --timeout 3600 -s

@@ -254,7 +254,7 @@ def test_a_place_is_kept_by_who_starts_again_at_once(toy: Make, monkeypatch: pyt
     assert stations[0].enter(lambda why: False) == {}
     assert {run: entry.ticket for run, entry in entries().items()} == tickets
     for one in stations:
-        one.last_act(left=False)
+        one.last_act(ended=True)
     assert not entries()
 
 
@@ -287,7 +287,7 @@ def test_another_supervisor_of_the_run_keeps_its_entry(toy: Make) -> None:
     assert one.enter(lambda why: False) == {}
     (entry,) = entries().values()
     occupy(2, key=entry.key, run=entry.run, supervisor=(1, 1), guard=entry.supervisor)
-    one.last_act(left=False)
+    one.last_act(ended=True)
     assert entries()[entry.run].supervisor == (1, 1)
 
 
