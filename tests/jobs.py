@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -67,16 +66,6 @@ def read(path: Path) -> dict[str, object]:
 def attempts(run: Path, event: str = "end") -> list[dict[str, object]]:
     lines = [json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]
-
-
-def wait(what: str, check: Callable[[], object], seconds: float = 120) -> None:
-    """Poll until `check()` is true; the deadline is generous, machines are slow at times."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if check():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"waited {seconds:.0f} s for: {what}")
 
 
 def at_step(run: Path, step: int, after_attempt: int = 0) -> Callable[[], bool]:

@@ -6,18 +6,8 @@ from typing import Protocol
 from launcher.recipe import Recipe
 from launcher.recipe.document import Problem
 from launcher.rundir import RunDir
+from launcher.supervisor import control
 from launcher.workstation import devices, queue
-
-
-def one_machine(recipe: Recipe, name: str) -> Iterator[Problem]:
-    """A window has no second machine, and no more than this one has. Raises UserError."""
-    if recipe.resources.nodes > 1:
-        wrong = f"the {name} backend runs on one machine, and the recipe asks for {recipe.resources.nodes}"
-        yield Problem(("resources", "nodes"), wrong)
-    queue.check()
-    wanted = devices.wants(recipe.resources, recipe.resources.gpus)
-    for kind, wrong in devices.lacking(wanted, devices.totals()).items():
-        yield Problem(("resources", "gpus" if kind == devices.WORKERS else kind), wrong)
 
 
 class Backend(Protocol):
@@ -43,3 +33,29 @@ class Backend(Protocol):
 
     def attach(self, run: RunDir) -> None:
         """Bring the caller's terminal to the run's window. Raises UserError if it has none."""
+
+
+class OneMachine:
+    """What a window and a terminal have in common: the run's processes are here. `name`: the backend's."""
+
+    name: str
+
+    def check(self, recipe: Recipe) -> Iterator[Problem]:
+        """There is no second machine, and no more than this one has. Raises UserError."""
+        if recipe.resources.nodes > 1:
+            many = f"the recipe asks for {recipe.resources.nodes}"
+            wrong = f"the {self.name} backend runs on one machine, and {many}"
+            yield Problem(("resources", "nodes"), wrong)
+        queue.check()
+        wanted = devices.wants(recipe.resources, recipe.resources.gpus)
+        for kind, wrong in devices.lacking(wanted, devices.totals()).items():
+            yield Problem(("resources", "gpus" if kind == devices.WORKERS else kind), wrong)
+
+    def notes(self, recipe: Recipe) -> list[str]:
+        return []
+
+    def stop(self, run: RunDir) -> None:
+        control.stop(run)
+
+    def preempt(self, run: RunDir) -> None:
+        control.preempt(run)

@@ -32,26 +32,15 @@ class Slurm:
 
     def _refused(self, recipe: Recipe) -> Iterator[Problem]:
         """What only sbatch itself knows: accounts, QoS, constraints, limits (sbatch(1), --test-only)."""
-        flags = [
-            f"--{name}={value}" if value else f"--{name}" for name, value in options.options(recipe).items()
-        ]
+        wanted = options.options(recipe)
         try:
-            call(
-                "sbatch",
-                "--test-only",
-                "--job-name=launch-test",
-                *flags,
-                f"--wrap={sys.executable} --version",
-            )
+            call("sbatch", "--test-only", "--job-name=launch-test", *options.flags(wanted), "--wrap=true")
         except SlurmError as error:
             words = error.message.partition("refused: ")[2]
             if not words:
                 raise
-            named = [
-                name for name in ("account", "qos", "constraint", "reservation") if name in words.lower()
-            ]
-            key = named[0] if named and getattr(recipe.slurm, named[0]) else None
-            yield Problem(("slurm", key) if key else ("slurm",), f"Slurm refuses the job: {words}")
+            named = [name for name in options.NAMED if name in wanted and name in words.lower()]
+            yield Problem(("slurm", *named[:1]), f"Slurm refuses the job: {words}")
 
     def notes(self, recipe: Recipe) -> list[str]:
         here, wanted = _cluster(), options.options(recipe)

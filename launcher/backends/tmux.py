@@ -12,21 +12,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.backends.base import one_machine
+from launcher.backends.base import OneMachine
 from launcher.errors import LaunchError, UserError
 from launcher.recipe import Recipe, load_frozen
 from launcher.recipe.document import Problem
 from launcher.rundir import RunDir, read_json
-from launcher.supervisor import control
 from launcher.supervisor.guard import OF_THE_WINDOW
 
 OLDEST = (3, 2)  # the first whose remain-on-exit knows `failed`
 SCROLLBACK = "100000"  # lines
 
 
-class Tmux:
+class Tmux(OneMachine):
+    name = "tmux"
+
     def check(self, recipe: Recipe) -> Iterator[Problem]:
-        yield from one_machine(recipe, "tmux")
+        yield from super().check(recipe)
         if shutil.which("tmux") is None:
             raise UserError("there is no tmux here", "Install it, or use `--backend local`.")
         version = subprocess.run(["tmux", "-V"], capture_output=True, text=True).stdout.strip()
@@ -68,15 +69,6 @@ class Tmux:
         if shutil.which("tmux"):
             for window in _windows(run):
                 tmux("kill-window", "-t", window, check=False)
-
-    def notes(self, recipe: Recipe) -> list[str]:
-        return []
-
-    def stop(self, run: RunDir) -> None:
-        control.stop(run)
-
-    def preempt(self, run: RunDir) -> None:
-        control.preempt(run)
 
     def attach(self, run: RunDir) -> None:
         windows = _windows(run)

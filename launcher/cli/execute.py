@@ -14,18 +14,17 @@ from pathlib import Path
 import click
 
 from launcher.backends import BACKENDS
-from launcher.cli import foreground, turn
-from launcher.cli.predict import when
+from launcher.cli import foreground
+from launcher.cli.predict import turn, when
 from launcher.cli.submit import pick_backend
 from launcher.environ import EXEC, clean
 from launcher.errors import LaunchError, UserError
 from launcher.recipe import Flags, Recipe, parse, typed
 from launcher.recipe.document import Problem
-from launcher.recipe.sections import Resources
+from launcher.recipe.sections import Resources, hours
 from launcher.slurm import cluster
-from launcher.slurm.cluster import hours
 from launcher.slurm.forecast import forecast
-from launcher.slurm.options import options
+from launcher.slurm.options import flags, options
 from launcher.supervisor import lease, processes
 from launcher.supervisor.member import Member
 from launcher.supervisor.place import Refused
@@ -71,11 +70,9 @@ def _without_max_wait(recipe: Recipe) -> Recipe:
 def _srun(recipe: Recipe, command: Sequence[str], max_wait: float | None) -> int:
     """In the foreground, with a terminal of its own where we have one (srun(1))."""
     name, wants = re.sub(r"[^A-Za-z0-9._-]", "_", Path(command[0]).name), recipe.resources
-    asked = {
-        option: value for option, value in options(recipe).items() if option != "requeue"
-    }  # sbatch's own
-    argv = ["srun", f"--job-name=launch-exec-{name}"]
-    argv += [f"--{option}={value}" if value else f"--{option}" for option, value in asked.items()]
+    asked = options(recipe)
+    del asked["requeue"]  # sbatch's own
+    argv = ["srun", f"--job-name=launch-exec-{name}", *flags(asked)]
     environ = _environment()
     if sys.stdin.isatty() and sys.stdout.isatty():
         argv.append("--pty")

@@ -16,6 +16,14 @@ def _seconds(value: object) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def hours(length: float) -> str:
+    """Seconds as people say them: 24 h, 1.5 h, 90 s."""
+    for unit, name in ((3600.0, "h"), (60.0, "min")):
+        if length >= unit:
+            return f"{length / unit:.3g} {name}"
+    return f"{length:g} s"
+
+
 def _time(value: object) -> float:
     """A duration, or a time as Slurm writes it: HH:MM:SS or D-HH:MM:SS."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", str(value))

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from launcher.recipe.sections import hours
 from launcher.slurm import profile
 from launcher.slurm.commands import SlurmError, call
 from launcher.slurm.jobs import seconds
@@ -181,14 +182,6 @@ def check_asked(cluster: Cluster, recipe: "Recipe") -> list[Wrong]:
         sentence = f"{where} lets a job last {hours(max(limits))} at most, not {hours(resources.time)}"
         found.append((("resources", "time"), sentence))
     return found
-
-
-def hours(length: float) -> str:
-    """Seconds as people say them: 24 h, 1.5 h, 90 s."""
-    for unit, name in ((3600.0, "h"), (60.0, "min")):
-        if length >= unit:
-            return f"{length / unit:.3g} {name}"
-    return f"{length:g} s"
 
 
 def _near(cluster: Cluster, name: str) -> str:

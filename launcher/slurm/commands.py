@@ -26,7 +26,6 @@ AWAY = (
     "Message receive failure",
     "Unexpected message received",
 )
-SBIN = os.pathsep.join(("/usr/sbin", "/sbin", "/usr/local/sbin"))
 
 
 class SlurmError(LaunchError):
@@ -60,8 +59,18 @@ def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def call(*argv: str, patience: float = PATIENCE, environ: Mapping[str, str] | None = None) -> str:
     """What a command prints. Raises SlurmError with its own words, SlurmAway if it got no answer."""
+    done = ask(*argv, patience=patience, environ=environ)
+    if done.returncode != 0:
+        raise failure(argv[0], done.stderr or done.stdout)
+    return done.stdout
+
+
+def ask(
+    *argv: str, patience: float = PATIENCE, environ: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """A command, done, whatever came of it. Raises SlurmAway if it took too long, SlurmError, UserError."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             argv,
             env=environment(environ),
             stdin=subprocess.DEVNULL,
@@ -74,9 +83,6 @@ def call(*argv: str, patience: float = PATIENCE, environ: Mapping[str, str] | No
     except FileNotFoundError:
         require()
         raise SlurmError(f"there is no {argv[0]} here") from None
-    if done.returncode != 0:
-        raise failure(argv[0], done.stderr or done.stdout)
-    return done.stdout
 
 
 def failure(command: str, words: str) -> SlurmError:

@@ -1,15 +1,14 @@
 """When a job would start, by `sbatch --test-only`: as asked for, with fewer GPUs, for shorter times."""
 
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
 from launcher.recipe import Recipe
-from launcher.slurm.commands import PATIENCE, SlurmAway, environment, failure
-from launcher.slurm.options import options
+from launcher.slurm.commands import SlurmAway, ask, failure
+from launcher.slurm.options import flags, options
 
 SLICES = tuple(hours * 3600 for hours in (1, 2, 4, 8, 12, 24))  # seconds
 MOST = 12  # questions; each costs the controller a pass of its scheduler
@@ -53,7 +52,8 @@ def forecast(recipe: Recipe, longest: int | None, say: Callable[[str], None]) ->
         say(f"asking Slurm about {gpus} x {length // 3600 if length else 'any'} h")
         time.sleep(PAUSE if number else 0)
         asked = options(recipe, gpus) | ({"time": str(max(1, length // 60))} if length else {})
-        told = _ask([f"--{name}={value}" if value else f"--{name}" for name, value in asked.items()])
+        done = ask("sbatch", "--test-only", "--job-name=launch-predict", *flags(asked), "--wrap=true")
+        told = done.stderr + done.stdout  # its answer comes on stderr
         start = _start(told)
         if start is None:
             error = failure("sbatch", told)
@@ -62,23 +62,6 @@ def forecast(recipe: Recipe, longest: int | None, say: Callable[[str], None]) ->
             yield Slot(gpus, length, None, error.message)
         else:
             yield Slot(gpus, length, start)
-
-
-def _ask(flags: list[str]) -> str:
-    """All that sbatch says: its answer comes on stderr."""
-    argv = ["sbatch", "--test-only", "--job-name=launch-predict", *flags, "--wrap=true"]
-    try:
-        done = subprocess.run(
-            argv,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        raise SlurmAway(f"sbatch got no answer from Slurm within {PATIENCE:g} s") from None
-    return done.stderr + done.stdout
 
 
 def _start(told: str) -> int | None:

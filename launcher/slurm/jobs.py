@@ -30,7 +30,6 @@ class Job:
     run_time: int  # seconds
     time_limit: int | None  # seconds; None: unlimited
     preempt_time: int | None
-    nodes: str  # as Slurm writes lists of nodes
 
     @property
     def left(self) -> int | None:
@@ -77,7 +76,6 @@ def show(job: str) -> Job | None:
         run_time=seconds(said.get("RunTime", "0:00")) or 0,
         time_limit=seconds(said.get("TimeLimit", "UNLIMITED")),
         preempt_time=_epoch(said.get("PreemptTime", "None")),
-        nodes=said.get("NodeList", ""),
     )
 
 

@@ -50,6 +50,11 @@ def options(
     return made
 
 
+def flags(wanted: Mapping[str, str]) -> list[str]:
+    """Options as arguments."""
+    return [f"--{name}={value}" if value else f"--{name}" for name, value in wanted.items()]
+
+
 def check(recipe: "Recipe") -> Iterator[Problem]:
     """Options that belong to another key, or to the launcher, and a wait that Slurm cannot be told."""
     if recipe.resources.max_wait and not recipe.resources.time:

@@ -18,6 +18,7 @@ from launcher.rundir import read_json, read_jsonl
 from launcher.slurm import probe_task
 from launcher.slurm.commands import SlurmError, call
 from launcher.slurm.jobs import LIVE, show
+from launcher.slurm.options import flags
 
 NAME = "launch-doctor"
 PATIENCE = 60.0  # seconds for a node, and for each answer from it
@@ -78,7 +79,7 @@ def probe(options: Mapping[str, str], root: Path, kill_after: float, say: Say, p
         script.write_text(SCRIPT)
         own = {"job-name": NAME, "time": "10", "output": os.devnull, "chdir": "/", "no-requeue": ""}
         own |= {"nodes": "1", "ntasks-per-node": "1", "cpus-per-task": str(CORES)}
-        argv = [f"--{name}={value}" if value else f"--{name}" for name, value in ({**options, **own}).items()]
+        argv = flags({**options, **own})
         told = [str(folder), sys.executable, probe_task.__file__, str(CORES), python or sys.executable]
         job = call("sbatch", "--parsable", *argv, str(script), *told).split(";")[0].strip()
         _started(job, folder, say)

@@ -18,7 +18,7 @@ from launcher.supervisor.torchrun import PATIENCE, Command, Meeting
 PATIENT = 3.0  # seconds of waiting for other nodes that nobody needs to hear of
 
 
-class Member:
+class Peer:
     """Another node in this attempt, by the file that its agent keeps."""
 
     def __init__(self, run: RunDir, node: int, job: str, fence: int) -> None:
@@ -76,7 +76,7 @@ class Fleet(Attempt):
         say: Callable[[str], None],
     ) -> None:
         super().__init__(run, number, None, node=0)
-        self._members = [Member(run, node, job, number) for node in range(1, nodes)]
+        self._peers = [Peer(run, node, job, number) for node in range(1, nodes)]
         self._command, self._grace, self._say = command, grace, say
         self._since, self._waiting = time.monotonic(), ""
         self._listener = listen(run, number)
@@ -88,13 +88,13 @@ class Fleet(Attempt):
 
     @property
     def running(self) -> bool:
-        for member in self._members:
-            member.look()
+        for peer in self._peers:
+            peer.look()
         if self._order == "meet":
             self._gather()
         here = super().running
         if self._order == "start":
-            self.trouble = next(filter(None, (member.trouble() for member in self._members)), "")
+            self.trouble = next(filter(None, (peer.trouble() for peer in self._peers)), "")
             if self.trouble or not here:
                 self._halt("stop")
             if self.trouble and here:
@@ -103,7 +103,7 @@ class Fleet(Attempt):
         if self._torchrun is None:
             self.exit_status = None if self._order == "meet" else 1
             return self._order == "meet"
-        if here or not all(member.ended or member.silent for member in self._members):
+        if here or not all(peer.ended or peer.silent for peer in self._peers):
             return True
         self.exit_status = self.exit_status or int(bool(self.trouble))
         return False
@@ -115,22 +115,22 @@ class Fleet(Attempt):
 
     def _gather(self) -> None:
         """Start when all are ready; give up when one cannot come, or takes too long."""
-        missing = [member for member in self._members if not member.ready]
+        missing = [peer for peer in self._peers if not peer.ready]
         waited = time.monotonic() - self._since
-        self.trouble = next((member.trouble() for member in missing if member.ended), "")
+        self.trouble = next((peer.trouble() for peer in missing if peer.ended), "")
         if not missing:
             self.trouble = unreachable(self._meeting.host, self._meeting.port)
         elif waited > PATIENCE:
             self.trouble = f"node {missing[0].node} did not come up within {PATIENCE} s"
         elif waited > PATIENT and not self._waiting:
-            self._waiting = f"waiting for {', '.join(f'node {member.node}' for member in missing)} to come up"
+            self._waiting = f"waiting for {', '.join(f'node {peer.node}' for peer in missing)} to come up"
             self._say(self._waiting)
         if self.trouble:
             self._halt("stop")
         elif not missing:
             self._halt("start")  # frees the port for torchrun
-            for member in self._members:
-                member.awaited()
+            for peer in self._peers:
+                peer.awaited()
             try:
                 self._start(self._command(self._meeting))
             except OSError as error:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.errors import LaunchError
+from launcher.recipe.sections import hours
 from launcher.supervisor import processes
 from launcher.supervisor.place import Refused
 from launcher.supervisor.processes import Process
@@ -50,7 +51,7 @@ class Member:
             waited = (time.monotonic_ns() - (self.entry.ticket or began)) / 1e9
             if max_wait and waited > max_wait:
                 self.withdraw()
-                raise Waited(f"waited {_words(max_wait)} for {devices.words(self.entry.wants)}")
+                raise Waited(f"waited {hours(max_wait)} for {devices.words(self.entry.wants)}")
             until = time.monotonic() + self._pause
             while time.monotonic() < until:
                 if not wait(why):
@@ -189,10 +190,3 @@ def _position(claims: Sequence[order.Claim], key: str) -> str:
     place = next(index for index, claim in enumerate(line) if claim.key == key)
     behind = f", behind {line[place - 1].run}" if place else ""
     return f"place {place + 1} of {len(line)} in the queue{behind}"
-
-
-def _words(seconds: float) -> str:
-    for unit, name in ((3600, "h"), (60, "min")):
-        if seconds >= unit:
-            return f"{seconds / unit:g} {name}"
-    return f"{seconds:g} s"

@@ -5,7 +5,6 @@ The supervisor knows places by this page alone: a machine of one's own (`Here`),
 """
 
 import math
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,9 +64,9 @@ class Place(Protocol):
 
 
 class Here:
-    """A machine that nobody else takes away: in a window or a terminal of one's own."""
+    """A machine that nobody takes away: a signal ends the attempt, and the run goes on where it is."""
 
-    def enter(self, wait: Callable[[str], bool]) -> Mapping[str, str]:
+    def enter(self, wait: Callable[[str], bool]) -> Mapping[str, str] | None:
         return {}
 
     def parting(self) -> Verdict | None:
@@ -92,7 +91,7 @@ class Here:
         """Nothing is left to do."""
 
     def about(self) -> dict[str, Any]:
-        return {"pid": os.getpid()}
+        return {}
 
 
 class Inquiry:

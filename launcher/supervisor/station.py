@@ -3,7 +3,6 @@ may have to give way to a run of higher priority.
 """
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.rundir import RunDir, read_jsonl
 from launcher.supervisor import lease, processes
 from launcher.supervisor.member import Member, Waited, alive
-from launcher.supervisor.place import Refused, Verdict
-from launcher.supervisor.signals import PREEMPTED
+from launcher.supervisor.place import Here, Refused, Verdict
 from launcher.workstation import devices, order, queue
 from launcher.workstation.queue import Entry
 
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from launcher.recipe import Recipe
 
 
-class Station:
+class Station(Here):
     """A place of the queue's (place.py). Raises UserError if the queue's settings make no sense."""
 
     def __init__(self, run: RunDir, recipe: "Recipe", workers: int) -> None:
@@ -59,18 +57,6 @@ class Station:
             Verdict("preempt", f"gives way to {after.run}, of priority {after.priority}") if after else None
         )
 
-    def explain(self) -> Verdict:
-        return Verdict("preempt", PREEMPTED)
-
-    def grace(self, wanted: float) -> float:
-        return wanted
-
-    def last_seconds(self) -> float:
-        return math.inf
-
-    def come_back(self, verdict: Verdict) -> None:
-        """It never left the machine."""
-
     def leave(self, again: bool) -> None:
         """A run that was preempted waits in its old place from now on."""
         self._member.release(again)
@@ -79,8 +65,7 @@ class Station:
         self._member.withdraw()
 
     def about(self) -> dict[str, Any]:
-        held = {"devices": list(self._member.entry.devices)} if self._member.wants_gpus else {}
-        return {"pid": os.getpid()} | held
+        return {"devices": list(self._member.entry.devices)} if self._member.wants_gpus else {}
 
 
 def queued() -> dict[str, str]:

@@ -18,11 +18,12 @@ from launcher.rundir import RunDir, new_run_id, read_json, runs_root, write_json
 from launcher.supervisor import history, processes
 from tests.lab import Lab, Settings
 from tests.launcher.on_slurm import cluster
+from tests.launcher.progress import Progress, wait
 
 TOY = Path(__file__).with_name("toy.py")
 
 
-class Toy:
+class Toy(Progress):
     """A run of tests/launcher/toy.py, with a guard as its own process where `start` is called."""
 
     def __init__(
@@ -93,33 +94,9 @@ class Toy:
     def workers(self, attempt: int | None = None) -> list[processes.Process]:
         return processes.of_attempts(self.run.path, attempt)
 
-    def at(self, step: int, attempt: int = 1) -> None:
-        """Wait until `attempt` has come to `step`."""
-
-        def there() -> bool:
-            beat = read_json(self.run.heartbeat) or {}
-            return beat.get("fence") == attempt and beat["step"] >= step
-
-        wait(f"step {step} of attempt {attempt} of {self.run.id}", there)
-
-    def assert_undisturbed(self, steps: int) -> None:
-        """The metrics are those of a run that nobody touched, to the byte."""
-        total, expected = 0, ""
-        for step in range(1, steps + 1):
-            total += step - 1
-            expected += json.dumps({"step": step, "sum": total}) + "\n"
-        assert self.run.metrics.read_text() == expected
-
     def assert_gone(self) -> None:
         """Nothing of the run is alive, except a guard in its last instructions."""
         wait("the last process to go", lambda: not processes.of_run(self.run.path), 10)
-
-
-def wait(what: str, check: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.05)
 
 
 def sessions(found: list[processes.Process]) -> set[int]:

@@ -1,12 +1,10 @@
 """Runs on a lab: launched by the command line, preempted by a job of higher priority, watched."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import yaml
 from launcher.rundir import RunDir, read_json, read_jsonl, runs_root
 from launcher.supervisor import history, processes
 from tests.lab import Lab, Settings, missing
+from tests.launcher.progress import Progress, wait
 
 TOY = Path(__file__).with_name("toy.py")
 
@@ -32,13 +31,6 @@ def cluster(settings: Settings) -> Iterator[Lab]:
         yield made
 
 
-def wait(what: str, check: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.05)
-
-
 def launch(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """One call of the command line; a status other than 0 fails the test with what it printed."""
     done = subprocess.run(
@@ -49,7 +41,7 @@ def launch(*argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     return done
 
 
-class SlurmRun:
+class SlurmRun(Progress):
     """A run of the toy program on a lab. `recipe`: sections over those that every such run has."""
 
     def __init__(self, lab: Lab, args: str = "", name: str = "toy", **recipe: dict[str, Any]) -> None:
@@ -89,15 +81,6 @@ class SlurmRun:
     def final(self) -> dict[str, Any]:
         return read_json(self.run.final) or {}
 
-    def at(self, step: int, attempt: int = 1) -> None:
-        """Wait until `attempt` has come to `step`."""
-
-        def there() -> bool:
-            beat = read_json(self.run.heartbeat) or {}
-            return beat.get("fence") == attempt and beat["step"] >= step
-
-        wait(f"step {step} of attempt {attempt} of {self.run.id}", there)
-
     def end(self) -> dict[str, Any]:
         """Wait for the end of run and jobs; final.json."""
         wait(f"the end of {self.run.id}: {self.log}", lambda: self.final and not self.jobs)
@@ -111,14 +94,6 @@ class SlurmRun:
 
     def supervisor(self) -> int:
         return int((read_json(self.run.lease) or {})["pid"])
-
-    def assert_undisturbed(self, steps: int) -> None:
-        """The metrics are those of a run that nobody touched, to the byte."""
-        total, expected = 0, ""
-        for step in range(1, steps + 1):
-            total += step - 1
-            expected += json.dumps({"step": step, "sum": total}) + "\n"
-        assert self.run.metrics.read_text() == expected
 
 
 def parent(pid: int) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import examine
-from launcher.cli.findings import Finding, of_cluster
+from launcher.cli.doctor import examine
+from launcher.cli.doctor.findings import Finding, of_cluster
 from launcher.rundir import runs_root
 from launcher.slurm import probe as probing
 from launcher.slurm import profile

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.cli.blow import strike
+from launcher.cli.drill.blow import strike
 from launcher.rundir import RunDir, read_json, runs_root
 from launcher.supervisor import processes
 from tests.lab import Lab

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import pace
-from launcher.cli.predict import advice, when
+from launcher.cli.predict import advice, pace, when
 from launcher.recipe import load
 from launcher.rundir import RunDir, append_json, runs_root, write_json
 from launcher.slurm.forecast import MOST, Slot, grid

@@ -70,7 +70,10 @@ def test_eight_runs_over_four_slots(toy: Make, monkeypatch: pytest.MonkeyPatch) 
         assert time.monotonic() < deadline, {run.run.id: run.window for run in runs if not run.final}
         alive, now = workers(), entries()
         assert len(alive) <= 4, alive
-        most, shared = max(most, len(alive)), max(shared, len({run for run, _, _ in alive}))
+        holders = [entry for entry in now.values() if entry.holding]
+        leased = sum(entry.wants["workers"] for entry in holders)
+        assert leased <= 4, holders
+        most, shared = max(most, leased), max(shared, len(holders))
         assert_nobody_was_overtaken(before, now)
         before = now
         if time.monotonic() > next_kill and sum(kills.values()) < 6:

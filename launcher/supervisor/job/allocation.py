@@ -139,12 +139,12 @@ class Allocation:
         way = "a fresh job" if not self._restarts else "requeue, hurried" if saved else "Slurm's requeue"
         return {"returned": {"by": way, "why": why, "seconds": after, "slurm_holds": hold, "saved": saved}}
 
-    def _before_limit(self, limit: int | None) -> float:
+    def _before_limit(self, limit: int) -> float:
         """Seconds before a time limit at which to stop; of a short one, half is for work."""
         lines = read_jsonl(self._run.attempts)
         took = [row["seconds_to_stop"] for row in lines if row.get("seconds_to_stop")]
         save = 2 * max(took[-3:]) if took else self._recipe.restart.grace
-        return min(save + MARGIN, self._recipe.restart.grace + MARGIN, (limit or 0) / 2)
+        return min(save + MARGIN, self._recipe.restart.grace + MARGIN, limit / 2)
 
     @property
     def _orphaned(self) -> bool:
@@ -157,10 +157,12 @@ class Allocation:
         job = jobs.show(self._job)
         if job is not None:
             self._partition, self._qos = job.partition, job.qos
-            self._needed = self._before_limit(job.time_limit)
             found = verdict(job, self._restarts)
             self._lost = found if found.leave or found.wish == "stop" else None
-            self._end = None if job.left is None else self._asked + job.left
+            self._end = None
+            if job.left is not None:
+                self._end = self._asked + job.left
+                self._needed = self._before_limit(job.left + job.run_time)
 
     def _look_again(self) -> None:
         with contextlib.suppress(SlurmError):

@@ -8,13 +8,12 @@ import signal
 import sys
 from pathlib import Path
 
-from launcher.rundir import RunDir, ended, read_json
+from launcher.rundir import RunDir, ended
 from launcher.supervisor import restart
 from launcher.supervisor.guard import Guard
 from launcher.supervisor.meeting import dismiss, job_name
 
 # What needs a recipe, and with it pydantic, is imported where it is needed: it is not on the way to a step.
-DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 
 
 def task(run_dir: str, gpus: int | None) -> None:
@@ -28,14 +27,12 @@ def task(run_dir: str, gpus: int | None) -> None:
 
         status = serve(run, node, job)
     else:
-        frozen = (read_json(run.run) or {}).get("env", {})
-        devices = {name: os.environ[name] for name in DEVICES if name in os.environ}
         about = ["--job", number, "--restarts", restarts, "--nodes", nodes]
         about += ["--guard", str(os.getpid())]  # its environment has none of it
         try:
             if ended(run) is not None:  # only `launch resume` starts it anew
                 return
-            status = Guard(run, gpus, os.environ | frozen | devices, about).run()
+            status = Guard(run, gpus, os.environ, about).run()
         finally:
             if nodes != "1":
                 dismiss(run, job)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.checkpoints import MANIFEST, checkpoints, read_manifest, verify
-from launcher.cli.blow import Blow
+from launcher.cli.drill.blow import Blow
 from launcher.rundir import RunDir, read_jsonl
 from launcher.supervisor import history
 

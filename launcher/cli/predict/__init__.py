@@ -13,14 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.backends import BACKENDS
-from launcher.cli import pace, turn
-from launcher.cli.pace import Pace
+from launcher.cli.predict import pace, turn
+from launcher.cli.predict.pace import Pace
 from launcher.cli.show import duration
 from launcher.cli.submit import pick_backend
 from launcher.recipe import Flags, Recipe, parse, resolve
 from launcher.recipe.document import Document
+from launcher.recipe.sections import hours
 from launcher.slurm import cluster as slurm
-from launcher.slurm.cluster import hours
 from launcher.slurm.forecast import Slot, forecast, halvings
 from launcher.slurm.options import options
 

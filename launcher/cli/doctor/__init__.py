@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher import activation
-from launcher.cli import examine
-from launcher.cli.equipment import of_node
-from launcher.cli.findings import Finding, of_cluster, of_probe
+from launcher.cli.doctor import examine
+from launcher.cli.doctor.equipment import of_node
+from launcher.cli.doctor.findings import Finding, of_cluster, of_probe
 from launcher.errors import UserError
 from launcher.recipe import Recipe, parse, resolve
 from launcher.recipe.document import Document, Problem

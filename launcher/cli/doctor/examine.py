@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from email.utils import parsedate_to_datetime
 
-from launcher.cli.findings import Finding, clock
+from launcher.cli.doctor.findings import Finding, clock
 from launcher.errors import LaunchError, StoreAway, StoreError
 from launcher.storage import PreconditionFailed, Store, StoreSettings, reach
 from launcher.workstation import queue

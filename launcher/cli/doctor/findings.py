@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from launcher.slurm.cluster import Cluster, Partition, hours, save_seconds
+from launcher.recipe.sections import hours
+from launcher.slurm.cluster import Cluster, Partition, save_seconds
 from launcher.slurm.probe import ROLES, Found
 
 SHORT, TIGHT = (

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.cli.findings import Finding
+from launcher.cli.doctor.findings import Finding
 
 SMALL, LITTLE = 1 << 30, 20 << 30  # bytes free: no checkpoint fits; few do
 FILES = 4096  # open files that loaders of data and torch's own sharing may need

@@ -20,8 +20,8 @@ from rich.text import Text
 from launcher.backends import BACKENDS
 from launcher.checkpoints import checkpoints
 from launcher.cli import submit
-from launcher.cli.blow import Blow, strike
-from launcher.cli.proof import Row, rows, show
+from launcher.cli.drill.blow import Blow, strike
+from launcher.cli.drill.proof import Row, rows, show
 from launcher.cli.remove import remove
 from launcher.cli.status import row as status_of
 from launcher.cli.submit import Plan
