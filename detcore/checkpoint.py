@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from detcore.rundir import SCHEMA, RunDir, write_json, write_whole
 
 MANIFEST = "manifest.json"
+LATEST = "latest.json"
 CHUNK = 16 * 2**20
 NAME = re.compile(r"step-(\d{8,})-fence-(\d+)", re.ASCII)
 
@@ -75,7 +77,7 @@ def _write(path: Path, content: Any, progress: Progress) -> dict[str, Any]:
 def save(
     run: RunDir, step: int, training: dict[str, Any], model: dict[str, Any], progress: Progress
 ) -> Checkpoint:
-    """Publish a checkpoint, then delete those beyond `run.keep`.
+    """Publish a checkpoint, then delete those that `run.keep` and `run.keep_every` do not spare.
 
     Raises OSError (a full disk, ...) with nothing left behind and all older checkpoints as they were.
     """
@@ -97,10 +99,39 @@ def save(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in list(candidates(run.checkpoints))[run.keep :]:
-        _delete(old.path)
-    write_json(run.checkpoints / "latest.json", {"schema": SCHEMA, "name": target.name})
+    with suppress(OSError):  # it is a hint, and the checkpoint is there without it
+        write_json(run.checkpoints / LATEST, {"schema": SCHEMA, "name": target.name})
+    _retain(run)
     return Checkpoint(run.fence, step, target)
+
+
+def _retain(run: RunDir) -> None:
+    """Delete what need not stay; never the one that latest.json names, be it another writer's."""
+    latest, found = _latest(run.checkpoints), list(candidates(run.checkpoints))
+    staying = kept(found, run.keep, run.keep_every)
+    for checkpoint in found:
+        if checkpoint not in staying and checkpoint.path.name != latest:
+            _delete(checkpoint.path)
+
+
+def _latest(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / LATEST).read_bytes())["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def kept(found: Iterable[Checkpoint], keep: int, keep_every: int | None) -> set[Checkpoint]:
+    """Those that stay: the newest `keep`, and the first at or beyond each multiple of `keep_every` steps.
+    The first has the lowest step, and of two the higher fence: that attempt did the step again."""
+    newest_first = sorted(found, reverse=True)
+    first: dict[int, Checkpoint] = {}
+    if keep_every:
+        for checkpoint in newest_first:
+            multiple = checkpoint.step // keep_every
+            if multiple and (multiple not in first or checkpoint.step < first[multiple].step):
+                first[multiple] = checkpoint
+    return {*newest_first[:keep], *first.values()}
 
 
 def _sync(folder: Path) -> None:

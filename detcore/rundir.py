@@ -23,6 +23,8 @@ class RunDir:
     every: str = "600s"
     """Time or steps between checkpoints: `600s` or `500it`."""
     keep: int = 3
+    keep_every: int | None = None
+    """Steps: the first checkpoint at or beyond each multiple of them stays, too."""
     recipe_hash: str = ""
     git_commit: str = ""
 
@@ -63,12 +65,14 @@ class RunDir:
         """The folder with what LAUNCH_* say of this attempt. Without LAUNCH_ATTEMPT the fence is one more
         than any that a checkpoint in the folder has."""
         told = os.environ.get
+        steps = told("LAUNCH_CHECKPOINT_KEEP_EVERY")
         fences = [int(match[1]) for match in map(_FENCE.search, _names(path / "checkpoints")) if match]
         return cls(
             path=path,
             fence=int(told("LAUNCH_ATTEMPT") or 1 + max(fences, default=0)),
             every=told("LAUNCH_CHECKPOINT_EVERY") or "600s",
             keep=int(told("LAUNCH_CHECKPOINT_KEEP") or 3),
+            keep_every=int(steps.removesuffix("it")) if steps else None,
             recipe_hash=told("LAUNCH_RECIPE_HASH") or "",
             git_commit=told("LAUNCH_GIT_COMMIT") or "",
         )

@@ -7,6 +7,7 @@ is the one with the highest (fence, step) that verifies.
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def checkpoints(run: RunDir) -> list[Mark]:
 def newest(run: RunDir) -> Mark | None:
     """The newest checkpoint of the run folder that verifies. Reads all of it."""
     return next((mark for mark in checkpoints(run) if verify(run.checkpoints / mark.name) is None), None)
+
+
+def kept(marks: Iterable[Mark], keep: int, keep_every: int | None) -> set[Mark]:
+    """Those of `marks` that stay: the newest `keep`, and the first at or beyond each multiple of `keep_every`
+    steps. The first has the lowest step, and of two the higher fence: that attempt did the step again."""
+    newest_first = sorted(marks, reverse=True)
+    first: dict[int, Mark] = {}
+    if keep_every:
+        for mark in newest_first:
+            multiple = mark.step // keep_every
+            if multiple and (multiple not in first or mark.step < first[multiple].step):
+                first[multiple] = mark
+    return {*newest_first[:keep], *first.values()}
 
 
 def read_manifest(data: bytes, mark: Mark) -> dict[str, File]:

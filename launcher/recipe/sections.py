@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MEGABYTES = {"": 1, "M": 1, "G": 1024, "T": 1024**2}
@@ -52,6 +52,18 @@ def _interval(value: object) -> str:
     return f"{seconds:g}s" if seconds % 1 else f"{int(seconds)}s"
 
 
+def _steps(value: object) -> int:
+    match = re.fullmatch(r"([1-9]\d*)it", value, re.ASCII) if isinstance(value, str) else None
+    if not match:
+        raise ValueError("must be a number of steps such as 5000it")
+    return int(match[1])
+
+
+def steps(count: int | None) -> str:
+    """5000it: as recipes and the contract spell a number of steps; empty if there is none."""
+    return f"{count}it" if count else ""
+
+
 def _variable_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -72,6 +84,12 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0), _DURATION]
 Time = Annotated[float, BeforeValidator(_time), Field(gt=0), _TIME]
 Megabytes = Annotated[int, BeforeValidator(_megabytes), _MEMORY]
 Interval = Annotated[str, BeforeValidator(_interval), _INTERVAL]
+Steps = Annotated[
+    int,
+    BeforeValidator(_steps),
+    PlainSerializer(steps),
+    WithJsonSchema({"type": "string", "pattern": r"^[1-9]\d*it$"}),
+]
 Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 VariableText = Annotated[str, BeforeValidator(_variable_text), WithJsonSchema(_TEXT)]
@@ -131,7 +149,9 @@ class Checkpoint(Section):
     every: Interval = "600s"
     """Time (10m, 90s) or steps (500it) between checkpoints."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """How many checkpoints stay, on disk and in the store."""
+    """How many checkpoints stay, the newest, on disk and in the store."""
+    keep_every: Steps | None = None
+    """Beside those, the first checkpoint at or beyond each multiple of so many steps (5000it) stays."""
 
 
 class Storage(Section):

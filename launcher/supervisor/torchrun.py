@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.activation import Activation
 from launcher.environ import clean, user
+from launcher.recipe.sections import steps
 from launcher.rundir import RunDir
 from launcher.supervisor import rank
 
@@ -101,6 +102,7 @@ def command(
         "LAUNCH_SAVE_BUDGET": f"{budget:g}",
         "LAUNCH_CHECKPOINT_EVERY": recipe.checkpoint.every,
         "LAUNCH_CHECKPOINT_KEEP": str(recipe.checkpoint.keep),
+        "LAUNCH_CHECKPOINT_KEEP_EVERY": steps(recipe.checkpoint.keep_every),
         "LAUNCH_RECIPE_HASH": record.get("recipe_hash") or recipe.hash(),
         "LAUNCH_GIT_COMMIT": (record.get("git") or {}).get("commit") or "",
     }

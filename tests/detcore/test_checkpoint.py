@@ -1,6 +1,7 @@
 """Checkpoints on disk: the newest whole one is found, whatever lies beside it."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ STATE = {"step": 1}
 MODEL = {"weight": torch.arange(1000.0)}
 
 
-def put(folder: Path, step: int, fence: int = 1, keep: int = 10) -> Path:
-    run = RunDir(folder, fence=fence, keep=keep, recipe_hash="abc", git_commit="def")
+def put(folder: Path, step: int, fence: int = 1, keep: int = 10, keep_every: int | None = None) -> Path:
+    run = RunDir(folder, fence, keep=keep, keep_every=keep_every, recipe_hash="abc", git_commit="def")
     return save(run, step, {"step": step}, MODEL, lambda: None).path
 
 
@@ -101,6 +102,19 @@ def test_old_ones_go_and_leftovers_are_swept(tmp_path: Path, said: list[str]) ->
     assert not list(folder.glob(".tmp-*")) and (folder / "notes").exists()
     assert json.loads((folder / "latest.json").read_text())["name"] == "step-00000005-fence-1"
     assert newest(tmp_path / "none", said.append) is None
+
+
+def test_spaced_ones_stay_and_the_one_that_latest_names(tmp_path: Path, said: list[str]) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (4, 8, 13, 17, 22):
+        put(tmp_path, step, keep=1, keep_every=10)
+    assert sorted(path.name[5:13] for path in folder.glob("step-*")) == ["00000013", "00000022"]
+    (folder / f".latest.json.tmp-{os.getpid()}").mkdir()  # in the way: the hint cannot be written
+    put(tmp_path, 26, keep=1)
+    assert sorted(path.name[5:13] for path in folder.glob("step-*")) == ["00000022", "00000026"]
+    assert json.loads((folder / "latest.json").read_text())["name"] == "step-00000022-fence-1"
+    found = newest(folder, said.append)
+    assert found and found.step == 26
 
 
 @contextmanager

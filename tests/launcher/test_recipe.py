@@ -112,6 +112,7 @@ def test_the_file_that_had_the_last_word_is_named() -> None:
             "checkpoint: {every: 0it}\n",
             "must be a time such as 10m or 90s, or a number of steps such as 500it",
         ),
+        ("checkpoint: {keep_every: 10m}\n", "must be a number of steps such as 5000it, not '10m'"),
         ("env: {vars: {A-B: x}}\n", "`env.vars.A-B` has characters that are not allowed here"),
         ("env: {vars: {LAUNCH_RUN_ID: x}}\n", "belongs to the launcher"),
         ("env: {vars: {AWS_SECRET_ACCESS_KEY: x}}\n", "looks like a secret"),
@@ -214,6 +215,9 @@ def test_durations_and_intervals() -> None:
     assert (recipe.restart.grace, recipe.restart.hang, recipe.restart.backoff) == (120, 3600, 0.5)
     assert (recipe.checkpoint.every, recipe.mirror.every) == ("600s", 3)
     assert load(Path("r.yaml"), ["checkpoint.every=500it"]).checkpoint.every == "500it"
+    spaced = load(Path("r.yaml"), ["checkpoint.keep_every=5000it"])
+    assert spaced.checkpoint.keep_every == 5000
+    assert load(write("frozen.yaml", spaced.dump())) == spaced
 
 
 def test_the_hash_covers_the_training_and_nothing_else() -> None:

@@ -28,7 +28,8 @@ def build(tmp_path: Path, recipe: Recipe, base: dict[str, str] | None = None, **
 
 
 def test_what_the_contract_promises(tmp_path: Path) -> None:
-    told = build(tmp_path, make(tmp_path, restart={"grace": "30s"}, checkpoint={"every": "500it", "keep": 2}))
+    policy = {"every": "500it", "keep": 2, "keep_every": "5000it"}
+    told = build(tmp_path, make(tmp_path, restart={"grace": "30s"}, checkpoint=policy))
     assert "--nproc-per-node=2" in told.argv and "--max-restarts=0" in told.argv
     assert "--shutdown-timeout=28" in told.argv, "torchrun kills before the supervisor does"
     run = tmp_path / "r-20260101-000000-0000"
@@ -41,6 +42,7 @@ def test_what_the_contract_promises(tmp_path: Path) -> None:
             "LAUNCH_SAVE_BUDGET": "28",
             "LAUNCH_CHECKPOINT_EVERY": "500it",
             "LAUNCH_CHECKPOINT_KEEP": "2",
+            "LAUNCH_CHECKPOINT_KEEP_EVERY": "5000it",
             "LAUNCH_RECIPE_HASH": "h",
             "LAUNCH_GIT_COMMIT": "c",
             "PYTHONPATH": str(run / "code"),
@@ -55,10 +57,11 @@ def test_nothing_of_an_outer_job(tmp_path: Path) -> None:
         **{"SLURM_CPU_BIND": "x", "SBATCH_X": "x", "PMIX_RANK": "1", "RANK": "5", "MASTER_PORT": "1"},
         **{"PET_NPROC_PER_NODE": "9", "TORCHELASTIC_RUN_ID": "x", "LAUNCH_ATTEMPT": "9"},
     }
+    outer |= {"LAUNCH_CHECKPOINT_KEEP_EVERY": "5it"}
     told = build(tmp_path, make(tmp_path), outer | {"SLURM_CONF": "/etc/slurm.conf", "MINE": "kept"})
-    assert not (outer.keys() - {"LAUNCH_ATTEMPT"}) & told.env.keys()
+    assert not {name for name in outer if not name.startswith("LAUNCH_")} & told.env.keys()
     assert told.env["SLURM_CONF"] == "/etc/slurm.conf" and told.env["MINE"] == "kept"
-    assert told.env["LAUNCH_ATTEMPT"] == "3"
+    assert told.env["LAUNCH_ATTEMPT"] == "3" and not told.env["LAUNCH_CHECKPOINT_KEEP_EVERY"]
 
 
 def test_recipe_over_run_over_caller(tmp_path: Path) -> None:
