@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from detcore.config import Section, Train
+from detcore.config import Train
+from detcore.config.section import Section
 from detcore.errors import WRONG_PATH, InputError
 
 SENTENCES = {
@@ -70,11 +71,13 @@ def mistakes(error: ValidationError) -> list[Problem]:
 
 
 def _problem(finding: Any) -> Problem:
-    loc = ["train", *finding["loc"]]
+    path, _ = _walk(finding["loc"])
+    loc = ["train", *path]
     message = f"`{'.'.join(map(str, loc))}` {_sentence(finding)}"
     problem = {"loc": loc, "message": message, "kind": "recipe"}
     if finding["type"] == "extra_forbidden":
-        problem["known"] = _known_keys(finding["loc"][:-1])
+        _, (section, *_) = _walk(finding["loc"][:-1])
+        problem["known"] = list(section.model_fields)
     return problem
 
 
@@ -86,17 +89,35 @@ def _sentence(finding: Any) -> str:
         return str(context["error"])
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '`')}, not `{finding['input']}`"
+    if kind == "union_tag_invalid":
+        tags, key = (context[part].replace("'", "`") for part in ("expected_tags", "discriminator"))
+        return f"must have as {key} one of {tags}, not `{context['tag']}`"
+    if kind == "union_tag_not_found":
+        return f"needs a {context['discriminator'].replace(chr(39), '`')}"
     if kind.startswith(("greater_than", "less_than")):
         (key, bound), *_ = context.items()
         return f"must be {BOUNDS[key]} {bound:g}, not {finding['input']:g}"
     return SENTENCES.get(kind, finding["msg"])
 
 
-def _known_keys(loc: tuple[str | int, ...]) -> list[str]:
-    """The keys of the section at `loc`."""
-    section: Any = Train
+def _walk(loc: tuple[str | int, ...]) -> tuple[list[str | int], list[type[Section]]]:
+    """The keys on the way to `loc`, and what sections may be there.
+
+    Where a section is one of several kinds, pydantic puts the name of the kind between the keys."""
+    path: list[str | int] = []
+    kinds: list[type[Section]] = [Train]
     for part in loc:
-        kinds = [section.model_fields[str(part)].annotation]
-        kinds += getattr(kinds[0], "__args__", ())
-        section = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section))
-    return list(section.model_fields)
+        if len(kinds) > 1:
+            kinds = [kind for kind in kinds if part in get_args(kind.model_fields["name"].annotation)]
+            continue
+        path.append(part)
+        field = kinds[0].model_fields.get(str(part)) if kinds else None
+        kinds = _sections(field.annotation) if field else []
+    return path, kinds
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]

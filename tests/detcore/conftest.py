@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from detcore.config.models import Model
 from detcore.data.shapes import write_split
 from detcore.ops.targets import Targets
 
@@ -52,6 +54,11 @@ TINY: dict[str, Any] = {
     },
     "evaluation": {"every": 9},
 }
+
+
+def model_section(section: dict[str, Any]) -> Any:
+    """`train.model` as a recipe would have it, checked."""
+    return TypeAdapter(Model).validate_python(section)
 
 
 def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:

@@ -8,7 +8,7 @@ from detcore.backbones import BACKBONES, build_backbone
 from detcore.backbones.layers import CAFFE_PIXELS, FrozenBatchNorm2d, Normalize
 from detcore.backbones.mobilenetv2 import MobileNetV2
 from detcore.backbones.resnet import ResNet
-from detcore.config import Backbone
+from detcore.config.models import Backbone
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))

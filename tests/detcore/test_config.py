@@ -95,7 +95,9 @@ def test_unknown_keys_come_with_the_known_ones(tiny: dict[str, Any]) -> None:
         (("data", "batch"), 0, "must be at least 1, not 0"),
         (("data", "augment", "flip"), 2, "must be at most 1, not 2"),
         (("amp",), "fp8", "must be `none`, `bf16` or `fp16`, not `fp8`"),
-        (("model", "backbone", "name"), "resnet5", "`resnet50`"),
+        (("model", "backbone", "name"), "resnet5", "`train.model.backbone.name` must be `resnet18`"),
+        (("model", "name"), "yolo", "`train.model` must have as `name` one of `yolof`, `retinanet`"),
+        (("model", "match", "tops"), 4, "`train.model.match.tops` is unknown"),
         (("schedule",), [], "must hold `key: value` lines"),
         (("data", "batch"), 6, "cannot be shared out evenly to 4 workers"),
         (("schedule", "steps"), [30], "needs rising `steps`"),
@@ -106,7 +108,7 @@ def test_unknown_keys_come_with_the_known_ones(tiny: dict[str, Any]) -> None:
 def test_mistakes_in_a_sentence(where: tuple[str, ...], value: Any, words: str, tiny: dict[str, Any]) -> None:
     section = tiny
     for key in where[:-1]:
-        section = section[key]
+        section = section.setdefault(key, {})
     section[where[-1]] = value
     found = [problem for problem in problems(tiny) if words in problem["message"]]
     assert found and found[0]["kind"] == "recipe" and found[0]["loc"][0] == "train"

@@ -15,12 +15,13 @@ from torch import Tensor
 from detcore.backbones import build_backbone
 from detcore.backbones.mobilenetv2 import MobileNetV2
 from detcore.backbones.resnet import ResNet
-from detcore.config import Backbone, Model
+from detcore.config.models import Backbone
 from detcore.models import build_model
 from detcore.weights import WeightsError
 from detcore.weights.keys import best_table, rename
 from detcore.weights.loading import load, load_backbone
 from detcore.weights.reading import read_state
+from tests.detcore.conftest import model_section
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -150,7 +151,7 @@ def torchvision_mobilenet() -> dict[str, tuple[int, ...]]:
 def test_a_whole_detector_loads_by_its_own_names(tmp_path: Path) -> None:
     section = {"name": "yolof", "num_classes": 2, "backbone": {"name": "resnet18", "width": 0.25}}
     section |= {"encoder": {"channels": 16, "mid_channels": 4}}
-    one, other = (build_model(Model.model_validate(section)) for _ in range(2))
+    one, other = (build_model(model_section(section)) for _ in range(2))
     torch.save({"model": one.state_dict()}, tmp_path / "model.pth")
     assert load(other, str(tmp_path / "model.pth")).unused == ()
     assert all(v.equal(other.state_dict()[k]) for k, v in one.state_dict().items())
@@ -161,7 +162,7 @@ def test_the_official_yolof_checkpoint_has_our_names() -> None:
     section = {"name": "yolof", "num_classes": 2, "backbone": {"name": "resnet50", "width": 0.25}}
     section |= {"encoder": {"channels": 16, "mid_channels": 4}, "norm": "bn"}
     with torch.device("meta"):
-        model = build_model(Model.model_validate(section))
+        model = build_model(model_section(section))
     head, resnet = (
         Fixture(FIXTURES / f"{name}.npz").under("weights") for name in ("yolof_normal", "backbone_resnet50")
     )
@@ -174,9 +175,9 @@ def test_the_official_yolof_checkpoint_has_our_names() -> None:
 def test_a_recipe_names_its_weights(tmp_path: Path) -> None:
     backbone = {"name": "resnet18", "width": 0.25, "weights": str(tmp_path / "b.pth")}
     section = {"name": "yolof", "num_classes": 2, "backbone": backbone}
-    model = build_model(Model.model_validate(section), pretrained=False)
+    model = build_model(model_section(section), pretrained=False)
     torch.save(model.backbone.state_dict(), tmp_path / "b.pth")
-    again = build_model(Model.model_validate(section))
+    again = build_model(model_section(section))
     assert again.backbone.stem.conv.weight.equal(model.backbone.stem.conv.weight)
 
 

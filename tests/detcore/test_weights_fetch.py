@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from detcore.config import Backbone
+from detcore.config.models import Backbone
 from detcore.weights import CATALOGUE, WeightsError
 from detcore.weights.fetch import cached, fetch, locate, problem, published
 from detcore.weights.reading import read_state

@@ -12,11 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detcore.backbones.layers import SyncBatchNorm
-from detcore.config import Model
 from detcore.models import build_model
 from detcore.models.yolof import YOLOF, joint_logits
 from detcore.ops.targets import Targets
-from tests.detcore.conftest import pad_targets
+from tests.detcore.conftest import model_section, pad_targets
 
 SMALL = {
     "name": "yolof",
@@ -30,7 +29,7 @@ SMALL = {
 
 def small(seed: int = 0, **changes: Any) -> YOLOF:
     torch.manual_seed(seed)
-    return build_model(Model.model_validate(SMALL | changes))
+    return build_model(model_section(SMALL | changes))
 
 
 def batch(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Targets]:
@@ -54,7 +53,7 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 def test_the_reference_has_44_million_parameters() -> None:
     backbone = {"name": "resnet50", "style": "caffe", "norm": "frozen_bn", "freeze": 2}
     with torch.device("meta"):
-        model = build_model(Model.model_validate({"name": "yolof", "num_classes": 80, "backbone": backbone}))
+        model = build_model(model_section({"name": "yolof", "num_classes": 80, "backbone": backbone}))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 44.11
 
 

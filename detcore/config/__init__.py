@@ -1,74 +1,13 @@
-"""The `train` section of a recipe: its schema and defaults. Strict, and read without torch.
-
-`python -m detcore.config --check` is how a launcher asks, before it starts anything; see `detcore.check`.
-"""
+"""The `train` section of a recipe: its schema and defaults. Strict, and read without torch."""
 
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Norm = Literal["bn", "sync_bn"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-
-class Backbone(Section):
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenetv2"]
-    weights: str | None = None
-    """A name in detcore.weights' catalogue, a path, an s3:// or https:// address; null: random."""
-    style: Literal["caffe", "torchvision"] = "torchvision"
-    """Of a ResNet: where the stride is and how pixels are normalised. Must be that of the weights."""
-    norm: Literal["frozen_bn", "bn", "sync_bn"] = "frozen_bn"
-    freeze: Annotated[int, Field(ge=0, le=5)] = 0
-    """Stages that are not trained: 1 the stem, 2 the stem and res2, ..."""
-    width: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on all channels."""
-
-
-class Encoder(Section):
-    channels: Positive = 512
-    mid_channels: Positive = 128
-    dilations: Annotated[list[Positive], Field(min_length=1)] = [2, 4, 6, 8]
-
-
-class Decoder(Section):
-    cls_convs: Count = 2
-    reg_convs: Count = 4
-
-
-class Match(Section):
-    top: Positive = 4
-    """Nearest predictions, and nearest anchors, that each object is matched with."""
-    pos_ignore: Share = 0.15
-    """Matches whose anchor has a smaller IoU are left out."""
-    neg_ignore: Share = 0.7
-    """Background whose prediction has a larger IoU is left out."""
-
-
-class Test(Section):
-    score: Share = 0.05
-    topk: Positive = 1000
-    nms: Share = 0.6
-    max: Positive = 100
-
-
-class Model(Section):
-    name: Literal["yolof"]
-    num_classes: Positive
-    backbone: Backbone
-    encoder: Encoder = Encoder()
-    decoder: Decoder = Decoder()
-    norm: Norm = "bn"
-    anchors: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [32, 64, 128, 256, 512]
-    match: Match = Match()
-    test: Test = Test()
+from detcore.config.models import Model
+from detcore.config.section import Count, Factor, Positive, Section, Share
 
 
 class Split(Section):
@@ -122,14 +61,14 @@ class Data(Section):
 
 class Optimizer(Section):
     name: Literal["sgd"] = "sgd"
-    lr: Annotated[float, Field(gt=0)]
+    lr: Factor
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     norm_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of the parameters of norms."""
     backbone_lr: Annotated[float, Field(ge=0)] = 1.0
     """Factor on the learning rate of the backbone."""
-    clip: Annotated[float, Field(gt=0)] | None = None
+    clip: Factor | None = None
     """Largest norm of the whole gradient."""
 
 
@@ -197,9 +136,3 @@ class Train(Section):
     schedule: Schedule
     evaluation: Evaluation = Evaluation()
     log_every: Positive = 20
-
-
-if __name__ == "__main__":
-    from detcore.check import main  # imports this file again, under its own name
-
-    main()

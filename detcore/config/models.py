@@ -1,0 +1,141 @@
+"""`train.model`: one section for each detector, told apart by `name`. Defaults are the published numbers."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from detcore.config.section import Count, Factor, Positive, Section, Share
+
+Norm = Literal["bn", "sync_bn"]
+
+
+class Backbone(Section):
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenetv2"]
+    weights: str | None = None
+    """A name in detcore.weights' catalogue, a path, an s3:// or https:// address; null: random."""
+    style: Literal["caffe", "torchvision"] = "torchvision"
+    """Of a ResNet: where the stride is and how pixels are normalised. Must be that of the weights."""
+    norm: Literal["frozen_bn", "bn", "sync_bn"] = "frozen_bn"
+    freeze: Annotated[int, Field(ge=0, le=5)] = 0
+    """Stages that are not trained: 1 the stem, 2 the stem and res2, ..."""
+    width: Factor = 1.0
+    """Factor on all channels."""
+
+
+class Test(Section):
+    score: Share = 0.05
+    topk: Positive = 1000
+    """Candidates before NMS; with a pyramid, of each level."""
+    nms: Share = 0.6
+    max: Positive = 100
+
+
+class Detector(Section):
+    num_classes: Positive
+    backbone: Backbone
+    test: Test = Test()
+
+
+class Encoder(Section):
+    channels: Positive = 512
+    mid_channels: Positive = 128
+    dilations: Annotated[list[Positive], Field(min_length=1)] = [2, 4, 6, 8]
+
+
+class Decoder(Section):
+    cls_convs: Count = 2
+    reg_convs: Count = 4
+
+
+class UniformMatch(Section):
+    top: Positive = 4
+    """Nearest predictions, and nearest anchors, that each object is matched with."""
+    pos_ignore: Share = 0.15
+    """Matches whose anchor has a smaller IoU are left out."""
+    neg_ignore: Share = 0.7
+    """Background whose prediction has a larger IoU is left out."""
+
+
+class YOLOF(Detector):
+    name: Literal["yolof"]
+    encoder: Encoder = Encoder()
+    decoder: Decoder = Decoder()
+    norm: Norm = "bn"
+    anchors: Annotated[list[Factor], Field(min_length=1)] = [32, 64, 128, 256, 512]
+    match: UniformMatch = UniformMatch()
+
+
+class Head(Section):
+    channels: Positive = 256
+    """Of the pyramid and the head."""
+    convs: Count = 4
+    """Before the predictions, for classes and for boxes each."""
+
+
+class Anchors(Section):
+    scale: Factor = 4.0
+    """Side of a level's smallest square, in strides."""
+    octave: Positive = 3
+    """Sizes between one level's and the next."""
+    ratios: Annotated[list[Factor], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    """Height by width."""
+
+
+class IoUMatch(Section):
+    negative: Share = 0.4
+    """Anchors whose IoU with every object is smaller are background."""
+    positive: Share = 0.5
+    """Anchors with at least this IoU belong to the object; those between are left out."""
+
+    @model_validator(mode="after")
+    def ordered(self) -> "IoUMatch":
+        if self.negative > self.positive:
+            raise ValueError(f"needs `negative` {self.negative:g} not above `positive` {self.positive:g}")
+        return self
+
+
+class RetinaNet(Detector):
+    name: Literal["retinanet"]
+    head: Head = Head()
+    anchors: Anchors = Anchors()
+    match: IoUMatch = IoUMatch()
+    normalizer: Factor = 100.0
+    """Positive anchors in a batch that the moving average starts from."""
+    test: Test = Test(nms=0.5)
+
+
+class FCOS(Detector):
+    name: Literal["fcos"]
+    head: Head = Head()
+    style: Literal["original", "detectron2"] = "original"
+    """detectron2's has no scales, weighs all boxes alike, divides the losses by a moving average and
+    compares sqrt(class x centerness) with `test.score`, not the class alone."""
+    distances: Literal["relu", "exp"] = "relu"
+    """How a prediction becomes a distance: max(0, x) in strides, or e^x in pixels."""
+    centerness: Literal["reg", "cls"] = "reg"
+    """The branch that predicts it."""
+    radius: Factor | None = 1.5
+    """Only points this near an object's centre, in strides, are its own; null: all points inside."""
+    box_loss: Literal["giou", "iou"] = "giou"
+    ranges: list[Factor] = [64, 128, 256, 512]
+    """Largest distance, in pixels, that each level but the last is for."""
+
+    @model_validator(mode="after")
+    def rising(self) -> "FCOS":
+        if len(self.ranges) != 4 or self.ranges != sorted(set(self.ranges)):
+            raise ValueError("needs 4 rising `ranges`, one for each level but the last")
+        return self
+
+
+class ATSS(Detector):
+    name: Literal["atss"]
+    head: Head = Head()
+    scale: Factor = 8.0
+    """Side of the anchors, in strides."""
+    offset: Share = 0.0
+    """Where in its cell an anchor's centre is; mmdetection's are at 0, the authors' at 0.5."""
+    candidates: Positive = 9
+    """Nearest anchors of each level that an object chooses from."""
+
+
+Model = Annotated[YOLOF | RetinaNet | FCOS | ATSS, Field(discriminator="name")]
