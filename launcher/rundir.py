@@ -96,6 +96,10 @@ class RunDir:
         return self.path / "synced.json"
 
     @property
+    def mirrored(self) -> Path:
+        return self.path / "mirrored.json"
+
+    @property
     def final(self) -> Path:
         return self.path / "final.json"
 
