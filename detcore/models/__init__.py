@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import nn
 
-from detcore.backbones import build_backbone
 from detcore.models.yolof import build_yolof
 from detcore.weights.loading import load_backbone
 
@@ -14,7 +13,7 @@ MODELS = {"yolof": build_yolof}
 def build_model(cfg: Any, pretrained: bool = True) -> nn.Module:
     """cfg: the recipe's `train.model`. pretrained: load `cfg.backbone.weights`, if it names any; pass
     False where a checkpoint is loaded next."""
-    backbone = build_backbone(cfg.backbone)
+    model = MODELS[cfg.name](cfg)
     if pretrained and cfg.backbone.weights:
-        load_backbone(backbone, cfg.backbone)
-    return MODELS[cfg.name](cfg, backbone)
+        load_backbone(model.backbone, cfg.backbone)
+    return model

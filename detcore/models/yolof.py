@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detcore.backbones import build_backbone
 from detcore.backbones.layers import ConvNorm, Normalize
 from detcore.ops.anchors import square_anchors
 from detcore.ops.boxes import clip
@@ -221,9 +222,9 @@ class YOLOF(nn.Module):
         return maps.unflatten(1, (len(self.anchor_sizes), -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
-def build_yolof(cfg: Any, backbone: nn.Module) -> YOLOF:
+def build_yolof(cfg: Any) -> YOLOF:
     """cfg: the recipe's `train.model`."""
-    channels, norm = cfg.encoder.channels, cfg.norm
+    backbone, channels, norm = build_backbone(cfg.backbone), cfg.encoder.channels, cfg.norm
     encoder = DilatedEncoder(
         backbone.channels[-1], channels, cfg.encoder.mid_channels, cfg.encoder.dilations, norm
     )
