@@ -81,11 +81,6 @@ class Learner:
         self.scaler.update()
         return terms
 
-    def is_finite(self) -> bool:
-        """Whether all weights that are trained are finite."""
-        sums = [p.detach().sum() for p in self.model.parameters() if p.requires_grad]
-        return bool(torch.stack(sums).isfinite().all())
-
     def state_dict(self) -> dict[str, Any]:
         """What goes on from here needs, beside the weights of `model`."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}

@@ -32,10 +32,10 @@ class JsonLines:
         """Add a line; floats in full, so that equal files mean equal numbers."""
         self._waiting += json.dumps(line, allow_nan=False).encode() + b"\n"
         with suppress(OSError):  # said by the next save, which needs the file to be whole
-            self.flush(durable=False)
+            self.flush()
 
-    def flush(self, durable: bool = True) -> None:
-        """Everything to the file and, if `durable`, to the disk. Raises OSError."""
+    def flush(self) -> None:
+        """Everything to the file. Raises OSError."""
         with self.path.open("ab") as file:
             end = file.tell()
             try:
@@ -45,8 +45,11 @@ class JsonLines:
                 os.truncate(self.path, end)
                 raise
             self._waiting = b""
-            if durable:
-                os.fsync(file.fileno())
+
+    def sync(self) -> None:
+        """The file to the disk; from any thread. Raises OSError."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _stays(line: bytes, keep: Callable[[Line], bool]) -> bool:

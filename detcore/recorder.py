@@ -63,16 +63,22 @@ class Recorder:
         self._since += time.perf_counter() - began
 
     def flush(self) -> None:
-        """Everything to the disk. Raises OSError."""
+        """Everything to the files. Raises OSError."""
         for file in (self.lines, self.timing):
             file.flush()
         self.board.flush()
+
+    def sync(self) -> None:
+        """The lines that were flushed to the disk; from any thread. Raises OSError."""
+        for file in (self.lines, self.timing):
+            file.sync()
 
     def close(self) -> None:
         """Raises OSError."""
         self.console.close()
         if self.first:
             self.flush()
+            self.sync()
             self.board.close()
 
     def _log(self, step: int, terms: dict[str, float], waited: float) -> None:

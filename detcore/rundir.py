@@ -22,6 +22,8 @@ class RunDir:
     fence: int = 0
     every: str = "600s"
     """Time or steps between checkpoints: `600s` or `500it`."""
+    busy: str = "wait"
+    """What a checkpoint does that finds the one before still being written: `wait` or `skip`."""
     keep: int = 3
     keep_every: int | None = None
     """Steps: the first checkpoint at or beyond each multiple of them stays, too."""
@@ -71,6 +73,7 @@ class RunDir:
             path=path,
             fence=int(told("LAUNCH_ATTEMPT") or 1 + max(fences, default=0)),
             every=told("LAUNCH_CHECKPOINT_EVERY") or "600s",
+            busy=told("LAUNCH_CHECKPOINT_BUSY") or "wait",
             keep=int(told("LAUNCH_CHECKPOINT_KEEP") or 3),
             keep_every=int(steps.removesuffix("it")) if steps else None,
             recipe_hash=told("LAUNCH_RECIPE_HASH") or "",

@@ -51,6 +51,12 @@ class Trainer:
     def run(self) -> str:
         """Train to the end, or to the step where all ranks agree to stop -> `finished` or `stopped`."""
         self.prepare()
+        try:
+            return self.train()
+        finally:
+            self.saver.wait()  # also where it fails: a checkpoint on its way is worth the second
+
+    def train(self) -> str:
         if self.world.any(stop.requested()):
             return self.stopped()
         if self.evaluation_is_due() and not self.evaluate():
@@ -61,11 +67,13 @@ class Trainer:
             self.step += 1
             wants_stop, wants_save = self.listen(self.murmur.say(self.step, self.wishes(), terms))
             self.heartbeat.beat(phase="training", step=self.step, limit=None)
-            if wants_stop or wants_save or self.saver.is_due(self.step) or self.step == self.total:
-                self.save()
-            if wants_stop or (self.evaluation_is_due() and not self.evaluate()):
+            if wants_stop:
                 return self.stopped()
-        self.save()
+            if wants_save or self.saver.is_due(self.step) or self.step == self.total:
+                self.save()
+            if self.evaluation_is_due() and not self.evaluate():
+                return self.stopped()
+        self.finish()
         if self.saver.saved != self.total:
             raise TrainingError(
                 f"the last checkpoint, of step {self.total}, could not be written; see the log"
@@ -73,7 +81,7 @@ class Trainer:
         return "finished"
 
     def stopped(self) -> str:
-        self.save()
+        self.finish()
         return "stopped"
 
     def close(self, state: str) -> None:
@@ -104,7 +112,9 @@ class Trainer:
             self.restore(found)
         self.murmur = Murmur(world)
         self.recorder.begin(self.step, self.evaluated)
-        self.saver = Saver(self.run_dir, world, self.recorder, saved=found.step if found else None)
+        saved, optimizer = found.step if found else None, self.learner.optimizer
+        self.saver = Saver(self.run_dir, world, self.recorder, optimizer, saved)
+        self.saver.warm(*self.state())
 
     def read_data(self) -> Coco:
         data, classes = self.cfg.data, self.cfg.model.num_classes
@@ -123,8 +133,9 @@ class Trainer:
     # ---- after a step --------------------------------------------------------------------------------
 
     def wishes(self) -> list[float]:
-        """What this rank wants all to do: stop, save."""
-        return [float(stop.requested()), float(self.saver.clock_says_so())]
+        """What this rank wants all to do: stop, save, give up because of the weights of that step."""
+        self.saver.look()
+        return [float(stop.requested()), float(self.saver.clock_says_so()), float(self.saver.broken or 0)]
 
     def listen(self, heard: list[Heard]) -> tuple[bool, bool]:
         """Record what all ranks said of earlier steps -> does any wish to stop, to save?"""
@@ -132,6 +143,8 @@ class Trainer:
         for news in heard:
             wants_stop |= news.flags[0] > 0
             wants_save |= news.flags[1] > 0
+            if news.flags[2]:
+                raise self.broken(int(news.flags[2]))
             if not all(map(isfinite, news.terms)):
                 raise self.not_finite(news)
             self.recorder.step(news.step, self.by_name(news.terms), self.feed.waited)
@@ -150,23 +163,28 @@ class Trainer:
             "a lower learning rate, a longer warm-up or schedule.optimizer.clip may help"
         )
 
+    def broken(self, step: int) -> TrainingError:
+        return TrainingError(f"a weight is not finite after step {step}; no checkpoint was written of it")
+
     # ---- saving, coming back, evaluating -------------------------------------------------------------
 
     def save(self) -> None:
-        """A checkpoint of this step, unless there is one."""
-        if self.saver.saved == self.step:
-            return
+        """Begin a checkpoint of this step; it is written while training goes on."""
         self.listen(self.murmur.drain(self.wishes()))
-        if not self.learner.is_finite():
-            raise TrainingError(
-                f"a weight is not finite after step {self.step}; no checkpoint was written of it"
-            )
-        self.saver.save(self.step, self.state(), self.learner.model.state_dict())
+        self.saver.begin(self.step, *self.state(), must=self.step == self.total)
 
-    def state(self) -> dict[str, Any]:
-        """All that resuming needs, beside the weights; `classes` are for those who use the weights."""
+    def finish(self) -> None:
+        """Wait until there is a checkpoint of this step, if the disk takes it."""
+        self.listen(self.murmur.drain(self.wishes()))
+        self.saver.finish(self.step, *self.state())
+        if self.saver.broken is not None:
+            raise self.broken(self.saver.broken)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All else that resuming needs, and the weights; `classes` are for those who use the weights."""
         own = {"step": self.step, "evaluated": self.evaluated, "classes": self.classes}
-        return own | self.learner.state_dict() | {"mean": self.recorder.mean.state_dict()}
+        own |= self.learner.state_dict() | {"mean": self.recorder.mean.state_dict()}
+        return own, self.learner.model.state_dict()
 
     def restore(self, found: Checkpoint) -> None:
         weights, state = found.model(), found.training()

@@ -17,6 +17,7 @@ LAUNCHER = [
     {"backends"},
     {"supervisor"},
     {"mirror", "recipe", "slurm", "activation", "workstation"},
+    {"transfer"},
     {"checkpoints", "storage"},
     {"rundir", "environ"},
     {"errors"},
@@ -24,12 +25,13 @@ LAUNCHER = [
 DETCORE = [
     {"train"},
     {"saving"},
+    {"writer"},
     {"recorder"},
     {"learner", "evaluate", "infer"},
     {"loading", "schedule"},
     {"data", "models"},
     {"config", "recipe", "check"},
-    {"weights", "checkpoint", "distributed", "metrics", "annotations"},
+    {"weights", "checkpoint", "snapshot", "distributed", "metrics", "annotations"},
     {"backbones", "ops", "rundir"},
     {"errors"},
 ]
