@@ -11,20 +11,24 @@ from launcher.errors import StoreAway, StoreError, UserError
 from launcher.storage.base import (
     Changed,
     Entry,
+    Info,
     NotFound,
     PreconditionFailed,
     Store,
     StoreSettings,
+    Version,
     key_problem,
 )
 
 __all__ = [
     "Changed",
     "Entry",
+    "Info",
     "NotFound",
     "PreconditionFailed",
     "Store",
     "StoreSettings",
+    "Version",
     "key_problem",
     "open_store",
     "reach",

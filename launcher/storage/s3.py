@@ -1,215 +1,256 @@
-"""An S3-compatible store, through boto3.
+"""An S3-compatible store: whole files and objects, from the requests of bucket.py.
 
-Bodies are read here, part by part and exactly as long as the file was: s3transfer hangs on a file that gets
-shorter (measured) and knows no conditional puts. Integrity on the wire comes from the signed SHA-256 of every
-body over http and from TLS over https, so the newer checksum trailers, which some stores refuse and one has
-stored inside the object (boto3#4392, #4435), stay off.
+Bodies are read here, exactly as long as the file was: s3transfer hangs on a file that gets shorter (measured)
+and knows no conditional puts.
 """
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from launcher.errors import StoreAway, StoreError
+from launcher.errors import StoreError
+from launcher.storage.answers import Damaged, Gone
 from launcher.storage.base import (
     MAX_DOCUMENT,
     Entry,
-    NotFound,
+    Info,
+    Level,
     PreconditionFailed,
     Store,
     StoreSettings,
+    Version,
     checked,
-    opened,
-    read_exactly,
-    write_all,
-    written_aside,
 )
+from launcher.storage.bucket import Bucket, Condition, Steps
+from launcher.storage.files import Changed, Source, opened, write_at, written_aside
+from launcher.storage.parts import MAX_COPY, MAX_PARTS, MIN_PART, PART, Span, even_spans, spans
+from launcher.storage.wire import Headers, info_of, md5_of, metadata_of
 
-PART = 16 << 20  # bytes held in memory at a time; bigger files go in parts of this size
-MAX_PARTS = 10_000  # S3's own limit
-GET_ATTEMPTS = 3
-
-WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
-                     "TokenRefreshRequired", "AuthFailure", "InvalidClientTokenId"}  # fmt: skip
-OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-LATER = {"SlowDown", "RequestTimeout", "RequestLimitExceeded", "Throttling", "ThrottlingException",
-         "ConditionalRequestConflict", "OperationAborted", "NoSuchUpload"}  # fmt: skip
+BATCH = 1000  # keys that one DeleteObjects takes
 
 
 class S3Store(Store):
     """Keys are below `prefix` of `bucket`."""
 
     def __init__(self, bucket: str, prefix: str, settings: StoreSettings) -> None:
-        self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._settings = settings
-        self._where = "the store"
-        with self._speaking():
-            self._client = _client(settings)
-        endpoint = urlsplit(self._client.meta.endpoint_url)
-        self._where = endpoint.netloc.rpartition("@")[2]
+        self.bucket = Bucket(bucket, settings, probes=self.prefix)
+
+    @property
+    def conditional(self) -> bool:
+        return self.bucket.conditional
+
+    @property
+    def verifies(self) -> bool:
+        return self.bucket.verifies
 
     def check(self) -> None:
         # A listing and not head_bucket: the answer to a HEAD has no body, so it does not say what is wrong.
-        with self._speaking():
-            self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        self.bucket.ask("list_objects_v2", Prefix=self.prefix, MaxKeys=1)
 
-    def put_file(self, key: str, path: Path, *, if_absent: bool = False) -> None:
-        condition = {"IfNoneMatch": "*"} if if_absent else {}
-        with opened(path) as (fd, size):
-            if size > PART:
-                self._put_parts(key, fd, size, condition)
-            else:
-                self._put(key, read_exactly(fd, size, 0), condition)
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, growing: bool = False) -> Version:
+        with opened(path) as source:
+            return self._put(self._key(key), source, {"IfNoneMatch": "*"} if if_absent else {}, growing)
+
+    def grow_file(self, key: str, path: Path, base: Version) -> Version:
+        name, condition = self._key(key), {"IfMatch": base.etag}
+        with opened(path) as source:
+            if source.size < base.size:
+                raise Changed("the file is shorter than what was stored of it")
+            if base.size < MIN_PART:
+                return self._put(name, source, condition, growing=True)
+            there = self.stat(key)
+            if (there.size, there.etag) != (base.size, base.etag):
+                raise PreconditionFailed(f"{self.url}/{key} was changed by another writer")
+            seen = source.sha256(base.size)
+            if there.sha256 not in (None, seen.hexdigest()):
+                raise Changed("what was stored of the file is no longer how it begins")
+            if source.size == base.size:
+                return base
+            for chunk in source.chunks(base.size):
+                seen.update(chunk)
+            copies = self._copies(name, {"Bucket": self.bucket.name, "Key": name}, base.size, base.etag)
+            rest = spans(base.size, source.size, parts=MAX_PARTS - len(copies))
+            sends = [partial(self._send_part, name, source, span) for span in rest]
+            steps: Steps = [*copies, *sends]
+            return self._put_parts(name, source, seen.hexdigest(), steps, condition, growing=True)
 
     def put_bytes(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
     ) -> str:
         condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match else {}
-        return self._put(key, data, condition)
+        return self.bucket.put(self._key(key), data, {}, condition)
 
     def get_bytes(self, key: str) -> tuple[bytes, str]:
-        with self._speaking(key):
-            answer = self._client.get_object(**self._name(key))
-            if answer["ContentLength"] > MAX_DOCUMENT:
-                raise StoreError(f"{self.url}/{key} is too big to be what its name says")
-            return answer["Body"].read(), answer["ETag"]
+        def once() -> tuple[bytes, str]:
+            with self.bucket.reading(self._key(key)) as (headers, chunks):
+                if int(headers["content-length"]) > MAX_DOCUMENT:
+                    raise StoreError(f"{self.url}/{key} is too big to be what its name says")
+                data = b"".join(chunks)
+            self._verify(key, headers, lambda kind: hashlib.new(kind, data, usedforsecurity=False))
+            return data, headers["etag"]
 
-    def get_file(self, key: str, path: Path) -> None:
-        for attempt in range(GET_ATTEMPTS):
+        return self.bucket.retried(once, self._key(key))
+
+    def get_file(self, key: str, path: Path, *, durable: bool = True, expect: Entry | None = None) -> Info:
+        there = expect or self.stat(key)
+        with written_aside(path, durable) as fd:
             try:
-                with self._speaking(key), written_aside(path) as fd:
-                    answer = self._client.get_object(**self._name(key))
-                    for chunk in answer["Body"].iter_chunks(1 << 20):
-                        write_all(fd, chunk)
-                return
-            except StoreAway:
-                if attempt == GET_ATTEMPTS - 1:
-                    raise
+                headers = self._bring(key, fd, there.size, there.etag)
+            except Damaged:
+                headers = self._bring(key, fd, there.size, there.etag)
+        return info_of(headers)
+
+    def digest(self, key: str) -> tuple[int, str]:
+        there, seen = self.stat(key), hashlib.sha256()
+
+        def more(span: Span) -> "hashlib._Hash":
+            now = seen.copy()
+            with self.bucket.reading(self._key(key), there.etag, span) as (_, chunks):
+                for chunk in chunks:
+                    now.update(chunk)
+            return now
+
+        for span in spans(0, there.size, 4 * PART):
+            seen = self.bucket.retried(partial(more, span), self._key(key))
+        return there.size, seen.hexdigest()
+
+    def stat(self, key: str) -> Info:
+        return info_of(self.bucket.head(self._key(key)))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        with self._speaking():
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
-                for item in page.get("Contents", ()):
-                    yield Entry(item["Key"][len(self.prefix) :], item["Size"])
+        for page in self.bucket.pages("list_objects_v2", self.prefix + prefix):
+            yield from map(self._entry, page.get("Contents", ()))
+
+    def level(self, prefix: str = "") -> Level:
+        folders: list[str] = []
+        entries: list[Entry] = []
+        for page in self.bucket.pages("list_objects_v2", self.prefix + prefix, Delimiter="/"):
+            folders += [item["Prefix"][len(self.prefix) :] for item in page.get("CommonPrefixes", ())]
+            entries += map(self._entry, page.get("Contents", ()))
+        return folders, entries
+
+    def copy(self, key: str, source: Store, source_key: str, expect: Entry | None = None) -> None:
+        if not isinstance(source, S3Store) or source.bucket.account != self.bucket.account:
+            return super().copy(key, source, source_key, expect)
+        name, place = self._key(key), {"Bucket": source.bucket.name, "Key": source._key(source_key)}
+        headers = source.bucket.head(place["Key"])
+        there = info_of(headers)
+        if expect and expect.etag not in ("", there.etag):
+            raise PreconditionFailed(f"{source.url}/{source_key} was changed by another writer")
+        if there.size <= MAX_COPY:
+            self.bucket.ask("copy_object", name, CopySource=place, CopySourceIfMatch=there.etag)
+        else:
+            self.bucket.assemble(
+                name, metadata_of(headers), self._copies(name, place, there.size, there.etag), {}
+            )
 
     def delete(self, key: str) -> None:
-        with self._speaking():
-            self._client.delete_object(**self._name(key))
+        self.bucket.ask("delete_object", self._key(key))
 
-    def _name(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": self.prefix + checked(key)}
+    def delete_many(self, keys: Iterable[str]) -> None:
+        names = map(self._key, keys)
+        while batch := [{"Key": name} for name in islice(names, BATCH)]:
+            answer = self.bucket.ask("delete_objects", Delete={"Objects": batch, "Quiet": True})
+            for left in answer.get("Errors", ()):
+                raise self.bucket.error({"Error": left}, left["Key"])
 
-    def _put(self, key: str, data: bytes, condition: dict[str, str]) -> str:
-        try:
-            with self._speaking(key):
-                answer = self._client.put_object(**self._name(key), Body=data, **condition)
-        except (PreconditionFailed, NotFound) as error:
-            # boto3 sends a request again whose answer was lost: then what is in our way is our own object.
-            try:
-                found, etag = self.get_bytes(key)
-            except NotFound:
-                found = None
-            if found != data:
-                raise PreconditionFailed(str(error)) from error
-            return etag
-        return str(answer["ETag"])
+    def sweep(self, prefix: str = "") -> int:
+        pages = self.bucket.pages("list_multipart_uploads", self.prefix + prefix)
+        uploads = [upload for page in pages for upload in page.get("Uploads", ())]
+        for upload in uploads:
+            with contextlib.suppress(Gone):
+                self.bucket.ask("abort_multipart_upload", upload["Key"], UploadId=upload["UploadId"])
+        return len(uploads)
 
-    def _put_parts(self, key: str, fd: int, size: int, condition: dict[str, str]) -> None:
-        """One part in memory at a time; what was begun and not completed is taken away again."""
-        name = self._name(key)
-        step = max(PART, -(-size // MAX_PARTS))
-        with self._speaking(key):
-            upload = {**name, "UploadId": self._client.create_multipart_upload(**name)["UploadId"]}
-            try:
-                parts = []
-                for number, offset in enumerate(range(0, size, step), 1):
-                    body = read_exactly(fd, min(step, size - offset), offset)
-                    tag = self._client.upload_part(**upload, PartNumber=number, Body=body)["ETag"]
-                    parts.append({"PartNumber": number, "ETag": tag})
-                self._client.complete_multipart_upload(
-                    **upload, MultipartUpload={"Parts": parts}, **condition
-                )
-            except BaseException:
-                self._abort(upload)
-                raise
+    def _key(self, key: str) -> str:
+        return self.prefix + checked(key)
 
-    def _abort(self, upload: dict[str, str]) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
+    def _entry(self, item: dict[str, Any]) -> Entry:
+        key = item["Key"][len(self.prefix) :]
+        return Entry(key, item["Size"], item["LastModified"].timestamp(), item.get("ETag", ""))
 
-        # If the store is away the caller is about to hear it, and a lifecycle rule removes the parts.
-        with contextlib.suppress(BotoCoreError, ClientError):
-            self._client.abort_multipart_upload(**upload)
+    def _put(self, name: str, source: Source, condition: Condition, growing: bool) -> Version:
+        if source.size > PART:
+            steps = [partial(self._send_part, name, source, span) for span in spans(0, source.size)]
+            return self._put_parts(name, source, source.sha256().hexdigest(), steps, condition, growing)
+        with self.bucket.pool.room:
+            body = source.read(source.size)
+            if source.changed() and not growing:
+                raise Changed("the file was written to while it was being sent")
+            return Version(source.size, self.bucket.put(name, body, _marks(source), condition))
 
-    @contextlib.contextmanager
-    def _speaking(self, key: str = "") -> Iterator[None]:
-        """botocore's errors in the store's words; what they say never holds a secret or a signature."""
-        from botocore import exceptions as botocore
-        from botocore.parsers import ResponseParserError
+    def _put_parts(
+        self,
+        name: str,
+        source: Source,
+        sha256: str,
+        steps: Steps,
+        condition: Condition,
+        growing: bool,
+    ) -> Version:
+        def settled() -> None:
+            # What was hashed first and sent afterwards must be one and the same.
+            if source.changed() and not (growing and source.sha256().hexdigest() == sha256):
+                raise Changed("the file was written to while it was being sent")
 
-        try:
-            yield
-        except botocore.ClientError as error:
-            raise self._answered(error.response, key) from error
-        except (botocore.NoCredentialsError, botocore.PartialCredentialsError,
-                botocore.CredentialRetrievalError, botocore.ProfileNotFound) as error:  # fmt: skip
-            raise StoreError(
-                f"no usable credentials for {self._where}: {error}",
-                "set storage.profile or AWS_PROFILE to a profile of ~/.aws/credentials",
-            ) from error
-        except (botocore.ConnectionError, botocore.HTTPClientError, botocore.IncompleteReadError,
-                botocore.MetadataRetrievalError, ResponseParserError) as error:  # fmt: skip
-            raise StoreAway(f"{self._where} does not answer ({type(error).__name__})") from error
-        except (botocore.BotoCoreError, ValueError) as error:
-            # botocore names the parameter on a line of its own, and after it every expression that would do
-            why = str(error).removeprefix("Parameter validation failed:\n").partition(": Bucket name must")[0]
-            raise StoreError(f"{self._settings.endpoint or self.url} cannot be used: {why}") from error
+        metadata = {**_marks(source), "sha256": sha256}
+        return Version(source.size, self.bucket.assemble(name, metadata, steps, condition, settled))
 
-    def _answered(self, response: dict[str, Any], key: str) -> StoreError:
-        code = str(response.get("Error", {}).get("Code", ""))
-        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        bucket = f"bucket {self.bucket!r} at {self._where}"
-        if code == "NoSuchBucket":
-            return StoreError(f"there is no {bucket}", "make it, or correct storage.url")
-        if status == 412 or code == "PreconditionFailed":
-            return PreconditionFailed(f"{self.url}/{key} is there already or was changed by another writer")
-        if code in LATER or status >= 500 or status == 429:
-            return StoreAway(f"{self._where} is not able to answer now ({code or status})")
-        if status == 404 and key:
-            return NotFound(f"{self.url}/{key} does not exist")
-        if code in WRONG_CREDENTIALS:
-            return StoreError(
-                f"the credentials are refused by the {bucket} ({code})",
-                "check the profile or the AWS_* variables that are in use",
-            )
-        if code == "RequestTimeTooSkewed":
-            return StoreError(f"the {bucket} refuses this machine's clock", "set the clock")
-        if code in OTHER_REGION or status == 301:
-            return StoreError(f"the {bucket} is in another region", "set storage.region")
-        if status == 403:
-            return StoreError(f"the credentials may not do this in the {bucket} ({code})")
-        return StoreError(f"the {bucket} refused: {code or status}")
+    def _send_part(self, name: str, source: Source, span: Span, upload: dict[str, Any]) -> str:
+        with self.bucket.pool.room:
+            body = source.read(span.size, span.start)
+            return self.bucket.send("upload_part", name, body, hashlib.sha256(body).hexdigest(), **upload)
+
+    def _copies(self, name: str, place: dict[str, str], size: int, etag: str) -> Steps:
+        """Steps that copy an object inside the store, as long as it has this etag."""
+
+        def copy(span: Span, upload: dict[str, Any]) -> str:
+            where = f"bytes={span.start}-{span.start + span.size - 1}"
+            answer = self.bucket.ask("upload_part_copy", name, CopySource=place, CopySourceIfMatch=etag,
+                                     CopySourceRange=where, **upload)  # fmt: skip
+            return str(answer["CopyPartResult"]["ETag"])
+
+        return [partial(copy, span) for span in even_spans(size, MAX_COPY)]
+
+    def _bring(self, key: str, fd: int, size: int, etag: str) -> Headers:
+        """Fill an empty file, and see that it is what was once sent. Raises Damaged."""
+
+        def fetch(span: Span) -> Headers:
+            with self.bucket.reading(self._key(key), etag, span) as (headers, chunks):
+                at = span.start
+                for chunk in chunks:
+                    write_at(fd, chunk, at)
+                    at += len(chunk)
+            return headers
+
+        file, seen = Source(fd, os.fstat(fd)), hashlib.sha256()
+        pieces = spans(0, size)
+        calls = [partial(self.bucket.retried, partial(fetch, span), self._key(key)) for span in pieces]
+        headers: Headers = {}
+        for span, headers in zip(pieces, self.bucket.pool.in_order(calls), strict=True):  # noqa: B007
+            for chunk in file.chunks(span.start, span.start + span.size):
+                seen.update(chunk)  # while the next ones come
+        self._verify(key, headers, lambda kind: seen if kind == "sha256" else file.hashed(kind, size))
+        return headers
+
+    def _verify(self, key: str, headers: Headers, hashed: Callable[[str], "hashlib._Hash"]) -> None:
+        sha256, md5 = info_of(headers).sha256, md5_of(headers)
+        if sha256:
+            good = hashed("sha256").hexdigest() == sha256
+        else:
+            good = md5 is None or hashed("md5").hexdigest() == md5
+        if not good:
+            raise Damaged(f"{self.url}/{key} does not come as it was stored: its hash is another")
 
 
-def _client(settings: StoreSettings) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.session.Session(profile_name=settings.profile, region_name=settings.region)
-    env = os.environ.get
-    endpoint = settings.endpoint or env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL")
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 3},
-        connect_timeout=4,
-        read_timeout=20,
-        tcp_keepalive=True,
-        s3={"addressing_style": "path"} if endpoint else {},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return session.client("s3", endpoint_url=endpoint, config=config)
+def _marks(source: Source) -> dict[str, str]:
+    """What goes beside a file: its time, and a word by which this very put knows its own object again."""
+    return {"mtime-ns": str(source.mtime_ns), "put": secrets.token_hex(8)}

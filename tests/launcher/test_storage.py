@@ -119,7 +119,7 @@ def test_a_growing_file_is_stored_as_long_as_it_was(
     log = tmp_path / "log"
     log.write_bytes(b"line\n" * 10)
     tamper(monkeypatch, lambda: os.truncate(log, 70))
-    store.put_file("log", log)
+    store.put_file("log", log, growing=True)
     assert store.get_bytes("log")[0] == b"line\n" * 10
 
 
@@ -133,18 +133,18 @@ def test_a_file_that_gets_shorter_is_not_stored(
     with pytest.raises(Changed):
         store.put_file("log", log)
     assert keys(store) == {}
-    client = getattr(store, "_client", None)
+    client = getattr(getattr(store, "bucket", None), "_client", None)
     if client:
         assert "Uploads" not in client.list_multipart_uploads(Bucket="runs"), "no part is left behind"
 
 
 def tamper(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     """Have the file changed between the look at its size and the reading."""
-    from launcher.storage import base, folder, s3
+    from launcher.storage import files, folder, s3
 
     @contextmanager
-    def opened(path: Path) -> Iterator[tuple[int, int]]:
-        with base.opened(path) as found:
+    def opened(path: Path) -> Iterator[object]:
+        with files.opened(path) as found:
             act()
             yield found
 
@@ -198,23 +198,27 @@ def test_the_answer_to_a_conditional_put_was_lost(
 ) -> None:
     """boto3 sends it again and gets a 412 for our own object: that is no failure."""
     server.use(monkeypatch)
-    with answers_lost(server, 1) as endpoint:
+    with answers_lost(server) as (endpoint, lost):
         store = open_store(f"s3://runs/{tmp_path.name}", StoreSettings(endpoint, "us-east-1"))
+        assert store.conditional and store.verifies in (True, False)
+        lost[0] = 1
         etag = store.put_bytes("owner", b"token 1", if_absent=True)
     direct = server.store(tmp_path.name)
     assert direct.get_bytes("owner") == (b"token 1", etag)
-    with answers_lost(server, 1) as endpoint:
+    with answers_lost(server) as (endpoint, lost):
         store = open_store(f"s3://runs/{tmp_path.name}", StoreSettings(endpoint, "us-east-1"))
+        assert store.conditional and store.verifies in (True, False)
+        lost[0] = 1
         etag = store.put_bytes("owner", b"token 2", if_match=etag)
     assert direct.get_bytes("owner") == (b"token 2", etag)
 
 
 @contextmanager
-def answers_lost(server: Weed, count: int) -> Iterator[str]:
-    """The endpoint of a proxy that passes requests on, and hangs up instead of the first answers."""
+def answers_lost(server: Weed) -> Iterator[tuple[str, list[int]]]:
+    """The endpoint of a proxy that passes requests on, and how many of its next answers are lost."""
     port = int(server.settings.endpoint.rpartition(":")[2])  # type: ignore[union-attr]
     listener = socket.create_server(("127.0.0.1", 0))
-    left = [count]
+    left = [0]
 
     def pump(source: socket.socket, target: socket.socket, answers: bool) -> None:
         try:
@@ -243,7 +247,7 @@ def answers_lost(server: Weed, count: int) -> Iterator[str]:
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", left
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()

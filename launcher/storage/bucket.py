@@ -1,0 +1,215 @@
+"""One bucket, request by request: each is tried again as answers.py says, and a condition is kept.
+
+Control (listings, copies, deletes, the beginning and end of uploads in parts) is boto3's, bodies are
+wire.py's. Their integrity comes from the signed SHA-256 of each; the newer checksum trailers, which some
+stores refuse and one has stored inside the object (boto3#4392, #4435), stay off.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from launcher.errors import StoreAway, StoreError
+from launcher.storage.answers import Answers, Damaged, Gone
+from launcher.storage.base import NotFound, PreconditionFailed, StoreSettings
+from launcher.storage.parts import Pool, Span
+from launcher.storage.wire import CHUNK, META, Boto, Headers, md5_of
+
+T = TypeVar("T")
+
+Condition = dict[str, str]  # IfNoneMatch or IfMatch, or nothing
+Answer = tuple[Headers, Iterator[bytes]]
+Step = Callable[[dict[str, Any]], str]  # makes a part of an upload, which these parameters name; its etag
+Steps = Sequence[Step]
+
+PROBE = ".launch-probe-"
+
+
+class Bucket:
+    """Keys are whole here. `probes` is where keys may be made for a moment, to see what the store can do."""
+
+    def __init__(self, name: str, settings: StoreSettings, probes: str) -> None:
+        self.name, self.settings, self._probes = name, settings, probes
+        self._answers = Answers(name, "the store", settings.endpoint)
+        with self._answers.speaking():
+            self._client = _client(settings)
+        self.where = urlsplit(self._client.meta.endpoint_url).netloc.rpartition("@")[2]
+        self._answers = Answers(name, self.where, settings.endpoint)
+        self._wire = Boto(self._client, name)
+        self.account = (self.where, settings)
+        self.retried, self.error = self._answers.retried, self._answers.error
+        self.pool = Pool()
+
+    def ask(self, operation: str, key: str = "", **params: Any) -> Any:
+        """boto3's answer."""
+        named = {"Key": key} if key else {}
+        call = partial(getattr(self._client, operation), Bucket=self.name, **named, **params)
+        return self.retried(call, key)
+
+    def pages(self, operation: str, prefix: str, **params: Any) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator(operation).paginate(Bucket=self.name, Prefix=prefix, **params)
+        following = iter(pages)
+        while page := self.retried(lambda: next(following, None)):
+            yield page
+
+    def head(self, key: str) -> Headers:
+        headers: Headers = self.ask("head_object", key)["ResponseMetadata"]["HTTPHeaders"]
+        return headers
+
+    @contextlib.contextmanager
+    def reading(self, key: str, etag: str = "", span: Span | None = None) -> Iterator[Answer]:
+        """One GET, tried once. Another object than `etag` is PreconditionFailed."""
+        params = {"IfMatch": etag} if etag else {}
+        if span and span.size:
+            params["Range"] = f"bytes={span.start}-{span.start + span.size - 1}"
+        with self._answers.speaking(key), self._wire.get(Key=key, **params) as (headers, read):
+            size = int(headers["content-length"])
+            if span and size != span.size:
+                raise Damaged(f"{key} has come with {size} bytes instead of {span.size}")
+            yield headers, _exactly(size, read)
+
+    def put(self, key: str, body: bytes, metadata: dict[str, str], condition: Condition) -> str:
+        """PutObject; the etag. `metadata` tells our own object, found in our way after a lost answer."""
+        sha256 = hashlib.sha256(body).hexdigest()
+        metadata = {**metadata, "sha256": sha256}
+        send = partial(self.send, "put_object", key, body, sha256, Metadata=metadata)
+        return self._under(condition, key, metadata, lambda condition: send(**condition))
+
+    def send(self, operation: str, key: str, body: bytes, sha256: str, **params: Any) -> str:
+        """A body to the store; its etag, which is compared where the store does not look at the hash."""
+        compare = self.settings.checksum == "etag" or (self.settings.checksum == "auto" and not self.verifies)
+
+        def once() -> str:
+            headers = self._wire.put(operation, sha256, Key=key, Body=body, **params)
+            stored = md5_of(headers) if compare else None
+            if stored and stored != hashlib.md5(body, usedforsecurity=False).hexdigest():
+                if params.pop("IfNoneMatch", None) or "IfMatch" in params:
+                    params["IfMatch"] = headers["etag"]  # what is there now is ours, to be put again
+                raise Damaged(f"{key} is not stored as it was sent")
+            return headers["etag"]
+
+        return self.retried(once, key)
+
+    def assemble(
+        self, key: str, metadata: dict[str, str], steps: Steps, condition: Condition,
+        settled: Callable[[], None] = lambda: None,
+    ) -> str:  # fmt: skip
+        """An upload in parts; the etag. `settled` may raise before it counts. What fails is taken away."""
+        created = self.ask("create_multipart_upload", key, Metadata=metadata)
+        upload: dict[str, Any] = {"UploadId": created["UploadId"]}
+        try:
+            calls = [partial(step, {**upload, "PartNumber": n}) for n, step in enumerate(steps, 1)]
+            tags = list(self.pool.in_order(calls))
+            settled()
+            parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+            end = partial(
+                self.ask, "complete_multipart_upload", key, MultipartUpload={"Parts": parts}, **upload
+            )
+            return self._under(condition, key, metadata, lambda condition: str(end(**condition)["ETag"]))
+        except BaseException:
+            # If the store is away the caller is about to hear it, and sweep() removes the parts.
+            with contextlib.suppress(StoreError), self._answers.speaking(key):
+                self._client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=created["UploadId"])
+            raise
+
+    @cached_property
+    def conditional(self) -> bool:
+        """Whether both conditions of a put are kept."""
+        key, kept = f"{self._probes}{PROBE}{secrets.token_hex(8)}", 0
+        try:
+            self.send("put_object", key, b"1", hashlib.sha256(b"1").hexdigest())
+            for condition in ({"IfNoneMatch": "*"}, {"IfMatch": '"00000000000000000000000000000000"'}):
+                try:
+                    self.ask("put_object", key, Body=b"2", **condition)
+                except StoreAway:
+                    raise
+                except PreconditionFailed:
+                    kept += 1
+                except StoreError:
+                    break  # it does not know the condition
+        finally:
+            self.ask("delete_object", key)
+        return kept == 2
+
+    @cached_property
+    def verifies(self) -> bool:
+        """Whether a body with another hash than the signed one is refused."""
+        key = f"{self._probes}{PROBE}{secrets.token_hex(8)}"
+
+        def refused() -> bool:
+            try:
+                with self._answers.speaking(key):
+                    self._wire.put("put_object", hashlib.sha256(b"signed").hexdigest(), Key=key, Body=b"sent")
+            except Damaged:
+                return True
+            return False
+
+        if self.retried(refused):
+            return True
+        self.ask("delete_object", key)
+        return False
+
+    def _under(
+        self, condition: Condition, key: str, metadata: dict[str, str], put: Callable[[Condition], str]
+    ) -> str:
+        """`put` under a condition: the store's own, or as good as looking before and after can make it."""
+        if not condition or self.conditional:
+            try:
+                return put(condition)
+            except (PreconditionFailed, NotFound, Gone) as error:
+                found = self._found(key)
+                if found and all(found.get(META + name) == value for name, value in metadata.items()):
+                    return found["etag"]
+                if isinstance(error, Gone):
+                    raise
+                raise PreconditionFailed(error.message) from error
+        taken = PreconditionFailed(
+            f"s3://{self.name}/{key} is there already or was changed by another writer"
+        )
+        if (self._found(key) or {}).get("etag") != condition.get("IfMatch"):
+            raise taken
+        etag = put({})
+        if (self._found(key) or {}).get("etag") != etag:
+            raise taken
+        return etag
+
+    def _found(self, key: str) -> Headers | None:
+        try:
+            return self.head(key)
+        except NotFound:
+            return None
+
+
+def _exactly(size: int, read: Callable[[int], bytes]) -> Iterator[bytes]:
+    while size:
+        chunk = read(min(size, CHUNK))
+        if not chunk:
+            raise StoreAway("the store has stopped in the middle of an object")
+        size -= len(chunk)
+        yield chunk
+
+
+def _client(settings: StoreSettings) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.session.Session(profile_name=settings.profile, region_name=settings.region)
+    env = os.environ.get
+    endpoint = settings.endpoint or env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL")
+    path_style = settings.path_style if settings.path_style is not None else bool(endpoint)
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 1},  # answers.py has all of them
+        connect_timeout=5,
+        read_timeout=15,
+        tcp_keepalive=True,
+        max_pool_connections=32,
+        s3={"addressing_style": "path"} if path_style else {},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return session.client("s3", endpoint_url=endpoint, verify=settings.ca_bundle, config=config)

@@ -1,0 +1,118 @@
+"""Local files as a store sends and brings them: read exactly as long as they were, written aside."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.errors import StoreError
+
+CHUNK = 1 << 20
+
+
+class Changed(StoreError):
+    """The local file is not what it was when its sending began; nothing was stored."""
+
+
+class Source:
+    """An open regular file that is being sent, as long as it was when it was opened."""
+
+    def __init__(self, fd: int, info: os.stat_result) -> None:
+        self.fd, self.size, self.mtime_ns = fd, info.st_size, info.st_mtime_ns
+        self._was = _print(info)
+
+    def changed(self) -> bool:
+        return _print(os.fstat(self.fd)) != self._was
+
+    def read(self, size: int, offset: int = 0) -> bytes:
+        """`size` bytes at `offset`. A short read ends the transfer: waiting for more would hang it."""
+        chunks = []
+        while size:
+            chunk = os.pread(self.fd, size, offset)
+            if not chunk:
+                raise Changed("the file got shorter while it was being sent")
+            chunks.append(chunk)
+            size -= len(chunk)
+            offset += len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def chunks(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        end = self.size if end is None else end
+        for offset in range(start, end, CHUNK):
+            yield self.read(min(CHUNK, end - offset), offset)
+
+    def sha256(self, end: int | None = None) -> "hashlib._Hash":
+        """The hash of the first `end` bytes, to be gone on with."""
+        return self.hashed("sha256", end)
+
+    def hashed(self, kind: str, end: int | None = None) -> "hashlib._Hash":
+        seen = hashlib.new(kind, usedforsecurity=False)
+        for chunk in self.chunks(0, end):
+            seen.update(chunk)
+        return seen
+
+
+def _print(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """A regular file to send; a symbolic link is refused, not followed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise StoreError(f"{path} is not a regular file")
+        yield Source(fd, info)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def written_aside(path: Path, durable: bool = True) -> Iterator[int]:
+    """A file descriptor for a new file that becomes `path` when the block ends well, and else vanishes."""
+    aside = path.parent / f".{path.name[:100]}.tmp-{os.urandom(6).hex()}"
+    fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            yield fd
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        aside.rename(path)
+        if durable:
+            sync_folder(path.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file of this name is being written, or was left by a process that died."""
+    return name.startswith(".") and ".tmp-" in name
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that the names in it last."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

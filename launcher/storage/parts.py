@@ -1,0 +1,54 @@
+"""Big objects: how they are cut into parts, and the threads that move parts side by side."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Semaphore
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+PART = 16 << 20  # bytes; what is bigger goes in parts
+MIN_PART = 5 << 20  # S3's own limits: of each part but the last,
+MAX_PARTS = 10_000  # of their number,
+MAX_COPY = 5 << 30  # and of what is copied in one request
+AT_ONCE = 8
+IN_MEMORY = 5  # bodies of up to PART bytes at a time
+
+
+class Span(NamedTuple):
+    start: int
+    size: int
+
+
+def spans(start: int, end: int, longest: int = PART, parts: int = MAX_PARTS) -> list[Span]:
+    """What lies between `start` and `end`, in pieces as long as `longest`, or longer where those would be
+    more than `parts`; at least one."""
+    step = max(longest, -(-(end - start) // parts), 1)
+    return [Span(at, min(step, end - at)) for at in range(start, end, step)] or [Span(start, 0)]
+
+
+def even_spans(size: int, longest: int) -> list[Span]:
+    """Pieces of much the same length, so that none is too small for a part."""
+    return spans(0, size, -(-size // -(-size // longest)))
+
+
+class Pool:
+    """A store's threads for parts, started when they are first needed, and the room for bodies in memory."""
+
+    def __init__(self) -> None:
+        self.room = Semaphore(IN_MEMORY)
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="parts")
+
+    def in_order(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """The results of `calls`, made side by side. After an error none is begun, and none still goes on."""
+        if len(calls) == 1:
+            yield calls[0]()
+            return
+        futures = [self._threads.submit(call) for call in calls]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
