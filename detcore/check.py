@@ -1,6 +1,8 @@
 """What can be known about a `train` section before anything is started, without torch.
 
-`python -m detcore.config --check` reads {"train", "resources"} as JSON and prints what `check` answers.
+`python -m detcore.config --check` reads {"train", "resources", "fetched"} as JSON and prints what `check`
+answers. `fetched` are folders that will be filled before the program starts: what is not there yet is no
+mistake.
 
 Problems of kind `recipe` are mistakes wherever the run would go; those of kind `machine` (a data set or
 weights that are not here) say something about this machine only.
@@ -25,15 +27,18 @@ LARGE = 64 * 2**20  # a larger annotation file is looked into, not read: COCO's 
 
 
 def check(document: dict[str, Any]) -> dict[str, Any]:
-    """{"train", "resources"} -> {"problems": [{"loc", "message", "kind", "known"?}], "notes": [str]}."""
+    """What the module says -> {"problems": [{"loc", "message", "kind", "known"?}], "notes": [str]}."""
     try:
         train = Train.model_validate(document.get("train"))
     except ValidationError as error:
         return {"problems": mistakes(error), "notes": []}
     problems, notes = _batch(train, document.get("resources", {}))
     images = 0
+    fetched = [Path(folder) for folder in document.get("fetched", [])]
     for split in ("train", "val"):
         found, count = _data_set(train, split)
+        if found and found[0]["kind"] == "machine" and _comes(train, split, fetched):
+            continue
         told = [problem["loc"] for problem in problems]  # both splits may say it of the classes
         problems += [problem for problem in found if problem["loc"] not in told]
         images = count if split == "train" else images
@@ -101,6 +106,13 @@ def _data_set(train: Train, split: str) -> tuple[list[Problem], int]:
     if files and not (images / files[0]).is_file():  # the others are missed when their turn comes
         return machine("images", f"the image {images / files[0]} does not exist, and {annotations} names it")
     return [], len(files)
+
+
+def _comes(train: Train, split: str, fetched: list[Path]) -> bool:
+    """Whether files of a split are among what will be fetched."""
+    paths: Split = getattr(train.data, split)
+    own = [Path.cwd() / train.data.path(path) for path in (paths.images, paths.annotations)]
+    return any(path.is_relative_to(folder) for path in own for folder in fetched)
 
 
 def _look_into(path: Path) -> tuple[int, list[str]]:

@@ -16,6 +16,7 @@ LAUNCHER = [
     {"cli"},
     {"backends"},
     {"supervisor"},
+    {"fetch"},
     {"mirror", "recipe", "slurm", "activation", "workstation"},
     {"transfer"},
     {"checkpoints", "storage"},

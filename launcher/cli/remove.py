@@ -29,13 +29,12 @@ def remove(run: RunDir, in_store: bool) -> None:
 
 def _remove_in_store(run: RunDir) -> None:
     from launcher.mirror.ownership import read_owner, watch
-    from launcher.storage import StoreSettings, reach
+    from launcher.storage import reach
 
     url = (read_json(run.run) or {}).get("url")
     if not url:
         raise UserError(f"run {run.id} was not mirrored: there is no store to delete it in")
-    settings = load_frozen(run.recipe).storage
-    store = reach(url, StoreSettings(settings.endpoint, settings.region, settings.profile))
+    store = reach(url, load_frozen(run.recipe).storage.settings)
     owner = read_owner(store)
     ours = (read_json(run.synced) or {}).get("token")  # nobody here holds the run any more
     if owner and owner[0].get("token") != ours:

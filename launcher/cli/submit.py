@@ -173,6 +173,11 @@ def _here(plan: Plan, document: Document, dry: bool) -> str | None:
     except LaunchError as error:
         _tell(plan, error, dry)
         url = storage_url(plan.recipe)
+    if plan.recipe.fetch:
+        try:
+            _sources(plan.recipe, plan.backend)
+        except LaunchError as error:
+            _tell(plan, error, dry)
     return url
 
 
@@ -208,17 +213,25 @@ def _store(recipe: Recipe, backend: str) -> str | None:
     url = storage_url(recipe)
     if url is None:
         return None
-    from launcher.storage import StoreSettings, reach
+    from launcher.storage import reach
 
-    settings = recipe.storage
     if environment.holds_secret(url):
         raise UserError("the URL in LAUNCH_STORAGE holds credentials", "put them into a profile or a file")
     if url.startswith("s3://"):
-        environment.check_credentials_travel(os.environ, backend, settings.profile)
+        environment.check_credentials_travel(os.environ, backend, recipe.storage.profile)
     try:
-        return reach(url, StoreSettings(settings.endpoint, settings.region, settings.profile)).url
+        return reach(url, recipe.storage.settings).url
     except StoreAway as error:
         raise StoreAway(error.message, error.hint or "nothing was started") from None
+
+
+def _sources(recipe: Recipe, backend: str) -> None:
+    """Ask for the data sets that would be fetched: where nothing is, nothing need be started."""
+    from launcher import fetch
+
+    if any(item.source.startswith("s3://") for item in recipe.fetch):
+        environment.check_credentials_travel(os.environ, backend, recipe.storage.profile)
+    fetch.check(recipe, Path.cwd())
 
 
 def _record(plan: Plan, key: str, url: str | None) -> dict[str, Any]:

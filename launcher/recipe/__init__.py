@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
@@ -14,6 +14,7 @@ from launcher.recipe.document import Document, Loc, Mark, Problem, display, dott
 from launcher.recipe.sections import (
     Checkpoint,
     Env,
+    Fetch,
     Mirror,
     Program,
     Resources,
@@ -33,6 +34,8 @@ class Recipe(Section):
     program: Program
     resources: Resources = Resources()
     restart: Restart = Restart()
+    fetch: list[Fetch] = Field(default=[])
+    """Data sets that must be on a machine before the program starts there."""
     checkpoint: Checkpoint = Checkpoint()
     storage: Storage = Storage()
     mirror: Mirror = Mirror()
@@ -44,7 +47,7 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The frozen recipe: YAML that stands alone, with every default spelled out."""
-        return dump(self.model_dump(exclude_none=False) | {"train": self.train})
+        return dump(self.model_dump(exclude_none=False, by_alias=True) | {"train": self.train})
 
     def hash(self) -> str:
         """sha256 over what determines the training: not where it runs, nor how it is brought back."""
@@ -206,8 +209,10 @@ def _plain(error: Any) -> Problem:
 def _fields(loc: Loc) -> list[str]:
     if not loc:
         return [*Recipe.model_fields, "extends"]
-    section = Recipe.model_fields[str(loc[0])].annotation
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
+    section: Any = Recipe.model_fields[str(loc[0])].annotation
+    section = next(iter(get_args(section)), section)  # of a list: what it lists
+    known = isinstance(section, type) and issubclass(section, Section)
+    return [field.alias or name for name, field in section.model_fields.items()] if known else []
 
 
 def schema() -> dict[str, Any]:

@@ -105,7 +105,8 @@ def _unfit(python: str, more: bool) -> str:
 
 def _ask(python: str, module: str, recipe: Recipe, document: Document, places: list[Path]) -> dict[str, Any]:
     resources = recipe.resources.model_dump(include={"gpus", "nodes", "device", "min_gpus"})
-    question = json.dumps({"train": recipe.train, "resources": resources})
+    fetched = [str(Path.cwd() / item.to) for item in recipe.fetch]
+    question = json.dumps({"train": recipe.train, "resources": resources, "fetched": fetched})
     argv = [python, "-P", "-m", module, "--check"]
     environ = _environment(places, recipe)
     try:

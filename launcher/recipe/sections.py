@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from launcher.storage import StoreSettings
+
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MEGABYTES = {"": 1, "M": 1, "G": 1024, "T": 1024**2}
 
@@ -154,6 +156,13 @@ class Checkpoint(Section):
     """Beside those, the first checkpoint at or beyond each multiple of so many steps (5000it) stays."""
 
 
+class Fetch(Section):
+    source: Annotated[str, Field(alias="from", pattern=r"^(s3|file)://")]
+    """Where a data set lies: s3://bucket/prefix, reached as `storage` says, or file:///folder."""
+    to: Annotated[str, Field(min_length=1)]
+    """The folder that it is brought to, once per machine; relative to the working directory."""
+
+
 class Storage(Section):
     url: str | None = None
     """Where runs are mirrored: s3://bucket/prefix. $LAUNCH_STORAGE if absent."""
@@ -162,6 +171,17 @@ class Storage(Section):
     region: str | None = None
     profile: str | None = None
     """Profile in the AWS configuration files that holds the credentials."""
+    path_style: bool | None = None
+    """Bucket in the path of the address and not in the host. If absent: yes, unless the store is AWS."""
+    ca_bundle: str | None = None
+    """File of certificates to trust, for a store over https that is signed by your own authority."""
+    checksum: Literal["auto", "signed", "etag"] = "auto"
+    """What tells that a body arrived whole: the store, by the signed hash, or its etag. Probed if auto."""
+
+    @property
+    def settings(self) -> StoreSettings:
+        """How to reach the store, as `launcher.storage` takes it: the keys have the same names."""
+        return StoreSettings(**self.model_dump(exclude={"url"}))
 
 
 class Mirror(Section):

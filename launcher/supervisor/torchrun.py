@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher import fetch
 from launcher.activation import Activation
 from launcher.environ import clean, user
 from launcher.recipe.sections import steps
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from launcher.recipe import Recipe
 
 PATIENCE = 120  # seconds that nodes wait for each other
+FETCHING = 6 * 3600  # and where one of them may have a data set to fetch first
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Meeting:
     nodes: int
     node: int
 
-    def options(self) -> list[str]:
+    def options(self, patience: int) -> list[str]:
         """Static: the launcher numbers the nodes, so that every attempt has the same ranks on node 0."""
         return [
             *(f"--nnodes={self.nodes}", f"--node-rank={self.node}"),
             *(f"--master-addr={self.host}", f"--master-port={self.port}"),
-            f"--rdzv-conf=timeout={PATIENCE}",
+            f"--rdzv-conf=timeout={patience}",
         ]
 
 
@@ -73,7 +75,7 @@ def command(
     argv = [
         *activation.argv,
         *(python, "-P", "-m", "torch.distributed.run"),
-        *(meeting.options() if meeting else ["--nnodes=1"]),
+        *(meeting.options(FETCHING if recipe.fetch else PATIENCE) if meeting else ["--nnodes=1"]),
         *(f"--nproc-per-node={gpus}", "--max-restarts=0"),
         f"--shutdown-timeout={math.ceil(budget)}",
         f"--log-dir={os.devnull}",  # else it leaves a folder in /tmp at every start; the logs are rank.py's
@@ -108,6 +110,8 @@ def command(
     }
     if meeting:
         env["LAUNCH_NODE"] = str(meeting.node)
+    if recipe.fetch and fetch.missing(recipe, workdir):
+        argv = fetch.first(run, argv)
     return Command(tuple(argv), env, workdir)
 
 

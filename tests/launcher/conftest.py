@@ -34,6 +34,7 @@ class Toy(Progress):
         script: str | None = None,
         url: str | None = None,
         resources: dict[str, object] | None = None,
+        fetch: list[dict[str, str]] | None = None,
         **restart: object,
     ) -> None:
         self.run = RunDir(runs_root() / new_run_id(name))
@@ -42,18 +43,19 @@ class Toy(Progress):
         if script is not None:
             program = self.run.path / "program.py"
             program.write_text(script)
-        told = {
+        wants = {
             "program": {"script": str(program), "args": args.split() if isinstance(args, str) else args},
             "resources": {"gpus": 2, "device": "cpu"} | (resources or {}),
             "mirror": {"every": 1},
+            "fetch": fetch or [],
             "restart": {"crashes": 5, "backoff": 0.1, "hang": 60, "grace": 20} | restart,
         }
-        source.write_text(yaml.safe_dump(told))
+        source.write_text(yaml.safe_dump(wants))
         recipe = load(source)
         source.unlink()
         self.run.recipe.write_text(recipe.dump())
         names = ("PATH", "LAUNCH_QUEUE", "LAUNCH_CPU_SLOTS", "CUDA_VISIBLE_DEVICES")
-        frozen = {name: os.environ[name] for name in names if name in os.environ}
+        frozen = {name: told for name, told in os.environ.items() if name in names or name.startswith("AWS_")}
         record = {"schema": 1, "id": self.run.id, "name": name, "recipe_hash": recipe.hash(), "url": url}
         record |= {"workdir": str(self.run.path.parent), "backend": backend, "created": time.time()}
         write_json(self.run.run, record | {"git": None, "env": frozen})

@@ -155,8 +155,7 @@ def _blind(error: Blind | SlurmError | OSError) -> Finding:
 def _store(recipe: Recipe | None) -> list[Finding]:
     wants = recipe.storage if recipe else None
     url = (wants and wants.url) or os.environ.get("LAUNCH_STORAGE") or None
-    settings = StoreSettings(wants.endpoint, wants.region, wants.profile) if wants else StoreSettings()
-    return examine.store(url, settings)
+    return examine.store(url, wants.settings if wants else StoreSettings())
 
 
 def _show(head: str, findings: list[Finding]) -> None:
