@@ -14,6 +14,7 @@ import click
 
 from launcher.cli import cluster, verbs
 from launcher.cli.options import BACKEND, GPUS, RUN, complete_run, wants
+from launcher.cli.store import store
 from launcher.errors import LaunchError, UserError
 
 if TYPE_CHECKING:
@@ -170,20 +171,6 @@ def schema() -> None:
     verbs.schema()
 
 
-@cli.group()
-def store() -> None:
-    """A store of one's own."""
-
-
-@store.command()
-@click.argument("folder", default=".store", type=click.Path(path_type=Path))
-def serve(folder: Path) -> None:
-    """Serve an S3-compatible store from FOLDER, on this machine only, until Ctrl-C."""
-    from launcher.storage.server import serve as serve_store
-
-    serve_store(folder)
-
-
 @cli.command()
 @click.argument("runs", nargs=-1, shell_complete=complete_run, metavar="[RUN...]")
 def tensorboard(runs: tuple[str, ...]) -> int:
@@ -212,7 +199,7 @@ def completion(shell: str) -> None:
     click.echo(made(cli, {}, "launch", "_LAUNCH_COMPLETE").source())
 
 
-for verb in cluster.VERBS:
+for verb in (*cluster.VERBS, store):
     cli.add_command(verb)
 
 

@@ -185,6 +185,14 @@ class Bucket:
             return None
 
 
+def buckets(settings: StoreSettings) -> list[tuple[str, float]]:
+    """Names of the account's buckets, and when each was made."""
+    answers = Answers("", "the store", settings.endpoint)
+    with answers.speaking():
+        listed = answers.retried(_client(settings).list_buckets)["Buckets"]
+    return [(bucket["Name"], bucket["CreationDate"].timestamp()) for bucket in listed]
+
+
 def _exactly(size: int, read: Callable[[int], bytes]) -> Iterator[bytes]:
     while size:
         chunk = read(min(size, CHUNK))

@@ -1,0 +1,228 @@
+"""Carries a plan out: many objects at once, each failure told and the rest still tried."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from launcher.errors import LaunchError, StoreAway
+from launcher.storage import Entry, key_problem
+from launcher.transfer.places import Place
+from launcher.transfer.plan import Plan, same_time
+from launcher.transfer.report import Report, Summary
+from launcher.transfer.tree import Tree, drop_temporary, set_time
+from launcher.transfer.uploads import of_store
+
+THREADS = 16
+STOP_WITHIN = 1.5  # seconds for what is in flight to end in order; then it is left behind
+BATCH = 1000  # objects in one request to delete
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # for one file, and for all after it
+
+
+class Stopped(LaunchError):
+    """Raised inside a transfer that has to end."""
+
+
+class Carrier:
+    """Between two places; `move` deletes each object of the source once it has arrived."""
+
+    def __init__(
+        self, source: Place, target: Place, report: Report, stop: Callable[[], bool], *,
+        move: bool = False, checksum: bool = False, dry_run: bool = False,
+    ) -> None:  # fmt: skip
+        self.source, self.target, self.report = source, target, report
+        self.summary = Summary()
+        self._stop, self._move, self._checksum, self._dry = stop, move, checksum, dry_run
+        self._tree = Tree(target.root) if target.root is not None else None
+        self._uploads = of_store(target.store)
+        if move:
+            self._verb = "move"
+        elif (source.root is None) == (target.root is None):
+            self._verb = "copy"
+        else:
+            self._verb = "upload" if target.root is None else "download"
+        self._lock = threading.Lock()
+        self._halted = False
+        self._away = 0  # how often in a row the store did not answer
+        self._bug: BaseException | None = None
+
+    def run(self, plan: Plan) -> None:
+        self.summary.same += plan.same
+        jobs = [(entry, key, False) for entry, key in plan.copy]
+        jobs += [(entry, key, True) for entry, key in plan.look]
+        self.report.begin(len(jobs), sum(entry.size for entry, _, _ in jobs))
+        if self._uploads and not self._dry:
+            self._uploads.clean()
+        before = self._ended()
+        todo = iter(jobs)  # the next of a list is one instruction: threads may share it
+        threads = [threading.Thread(target=self._work, args=(todo,), daemon=True)
+                   for _ in range(min(THREADS, len(jobs)))]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        self._wait(threads)
+        self.summary.left += len(jobs) - (self._ended() - before)
+        if self._bug is not None:
+            raise self._bug
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete in the target."""
+        for key in [key for key in keys if self.target.root is None and key_problem(key)]:
+            self._failed("delete", self.target.show(key), f"it is not a key that is safe: {key_problem(key)}")
+        todo = iter([key for key in keys if self.target.root is not None or not key_problem(key)])
+        while not self._stopping() and (batch := list(islice(todo, BATCH))):
+            for key in self._deleted(batch):
+                self.summary.deleted += 1
+                self._say("delete", self.target.show(key))
+            self.report.tick()
+        self.summary.left += len(list(todo))
+
+    def _deleted(self, keys: list[str]) -> Iterator[str]:
+        """Those that are gone now."""
+        if self._dry:
+            yield from keys
+        elif self._tree is None:
+            try:
+                self.target.store.delete_many(keys)
+            except LaunchError as error:
+                self._failed("delete", f"{self.target.show(keys[0])} and {len(keys) - 1} more", error.message)
+            else:
+                yield from keys
+        else:
+            for key in keys:
+                try:
+                    self._tree.remove(key)
+                    yield key
+                except OSError as error:
+                    self._failed("delete", self.target.show(key), words(error))
+
+    def _work(self, todo: Iterator[tuple[Entry, str, bool]]) -> None:
+        try:
+            while not self._halted and (job := next(todo, None)) is not None:
+                self._one(*job)
+        except BaseException as bug:  # the caller's thread shows it
+            self._bug, self._halted = bug, True
+
+    def _one(self, entry: Entry, key: str, look: bool) -> None:
+        what = f"{self.source.show(entry.key)} to {self.target.show(key)}"
+        try:
+            if look and self._same(entry, key):
+                with self._lock:
+                    self.summary.same += 1
+                return
+            if not self._dry:
+                self._transfer(entry, key)
+        except Stopped:
+            return
+        except (LaunchError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in HOPELESS:
+                self._halted = True
+            self._away = self._away + 1 if isinstance(error, StoreAway) else 0
+            self._halted |= self._away >= THREADS
+            self._failed(self._verb, what, words(error))
+            return
+        self._away = 0
+        with self._lock:
+            self.summary.done += 1
+            self.summary.size += entry.size
+        self._say(self._verb, what)
+
+    def _same(self, entry: Entry, key: str) -> bool:
+        """Whether two objects of one size have one content. The times of a folder are set right, if so."""
+        source, target = self.source.store, self.target.store
+        known = None if self.source.root is not None else source.stat(entry.key)
+        if self._tree is not None and known is not None and not self._checksum:
+            if known.file_mtime_ns == os.lstat(f"{self._tree.root}/{key}").st_mtime_ns:
+                return True  # it was uploaded from here
+            if known.sha256 is None:
+                return False
+        elif not self._checksum:
+            return False
+        theirs = (known and known.sha256) or source.digest(entry.key)[1]
+        there = None if self._tree is not None else target.stat(key).sha256
+        if theirs != (there or target.digest(key)[1]):
+            return False
+        if self._tree is not None and not self._dry:
+            with self._tree.place(key) as path:
+                if not same_time(path.lstat().st_mtime, entry.mtime):
+                    set_time(path, entry.mtime)
+        return True
+
+    def _transfer(self, entry: Entry, key: str) -> None:
+        source, target = self.source, self.target
+        file = None if source.root is None else source.root / entry.key
+        before = file.lstat() if file and self._move else None
+        etag = entry.etag
+        if self._tree is not None:
+            with self._tree.place(key) as path:
+                etag = source.store.get_file(entry.key, path, durable=self._move, expect=entry).etag
+                set_time(path, entry.mtime)
+        elif file is not None:
+            target.store.put_file(key, file)
+        else:
+            target.store.copy(key, source.store, entry.key, expect=entry)
+        if not self._move:
+            return
+        if source.root is None:
+            if source.store.stat(entry.key).etag != etag:
+                raise LaunchError("it has arrived, but the source was changed meanwhile, and is left")
+            source.store.delete(entry.key)
+        elif file and before and unchanged(before, file.lstat()):
+            Tree(source.root).remove(entry.key)
+        else:
+            raise LaunchError("it has arrived, but the source was changed meanwhile, and is left")
+
+    def _watch(self, size: int) -> None:
+        """Called by a store for every piece that it has sent or received."""
+        if self._halted:
+            raise Stopped("stopped")
+        self.report.moved(size)
+
+    def _wait(self, threads: Iterable[threading.Thread]) -> None:
+        patience = STOP_WITHIN
+        for thread in threads:
+            while thread.is_alive() and patience > 0:
+                thread.join(0.1)
+                self.report.tick()
+                if self._stopping() and thread.is_alive():
+                    patience -= 0.1
+        if patience <= 0:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """What is in flight does not end: it goes on in threads that nobody waits for, and leaves nothing."""
+        cleaning = threading.Thread(target=self._uploads.abandon, daemon=True) if self._uploads else None
+        if cleaning:
+            cleaning.start()
+        drop_temporary()
+        if cleaning:
+            cleaning.join(STOP_WITHIN)
+
+    def _stopping(self) -> bool:
+        if self._stop():
+            self._halted = self.summary.stopped = True
+        return self.summary.stopped
+
+    def _ended(self) -> int:
+        return self.summary.done + self.summary.same + self.summary.failed
+
+    def _say(self, verb: str, what: str) -> None:
+        self.report.line(f"{'(dry run) ' if self._dry else ''}{verb}: {what}")
+
+    def _failed(self, verb: str, what: str, why: str) -> None:
+        with self._lock:
+            self.summary.failed += 1
+        self.report.problem(f"{verb} failed: {what}: {why}")
+
+
+def words(error: LaunchError | OSError) -> str:
+    if isinstance(error, LaunchError):
+        return error.message
+    return "it vanished meanwhile" if isinstance(error, FileNotFoundError) else str(error.strerror)
+
+
+def unchanged(before: os.stat_result, after: os.stat_result) -> bool:
+    def identity(info: os.stat_result) -> tuple[int, ...]:
+        return (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+    return identity(before) == identity(after)
