@@ -70,6 +70,7 @@ _MMDET_MOBILENETV2: tuple[Rule, ...] = (
 )
 
 _PARTS = ("conv", "norm")
+_CORNERS = {"tl": "top_left", "br": "bottom_right"}
 
 # chensnathan/YOLOF, which stands on detectron2.
 _YOLOF: tuple[Rule, ...] = (
@@ -88,6 +89,37 @@ _YOLOF: tuple[Rule, ...] = (
     (r"^decoder\.object_pred\.", "decoder.objectness."),
 )
 
+# princeton-vl/CornerNet; its checkpoints are of a DataParallel-like wrapper.
+_CORNERNET: tuple[Rule, ...] = (
+    (r"^module\.", ""),
+    (r"^(tl|br)_", lambda m: f"{_CORNERS[m[1]]}."),
+    (r"^(top_left|bottom_right)\.cnvs\.(\d+)\.", r"\1.\2.pooling."),
+    (r"^(top_left|bottom_right)\.(heat|tag|regr)s\.(\d+)\.", r"\1.\3.\2."),
+    (r"\.regr\.", ".offset."),
+    (r"\.(heat|tag|offset)\.0\.conv\.", r".\1.0."),
+    (r"\.(heat|tag|offset)\.1\.", r".\1.2."),  # a ReLU of its own comes between
+    (r"\.pooling\.p([12])_conv1\.", r".pooling.branch\1."),
+    (r"\.pooling\.p_conv1\.", ".pooling.pooled.conv."),
+    (r"\.pooling\.p_bn1\.", ".pooling.pooled.norm."),
+    (r"\.pooling\.conv1\.", ".pooling.shortcut.conv."),
+    (r"\.pooling\.bn1\.", ".pooling.shortcut.norm."),
+    (r"\.pooling\.conv2\.", ".pooling.output."),
+    (r"^pre\.", "backbone.stem."),
+    (r"^kps\.", "backbone.hourglasses."),
+    (r"^cnvs\.", "backbone.outputs."),
+    (r"^inters\.(\d+)\.", r"backbone.joints.\1.block."),
+    (r"^inters_\.(\d+)\.([01])\.", lambda m: f"backbone.joints.{m[1]}.before.{_PARTS[int(m[2])]}."),
+    (r"^cnvs_\.(\d+)\.([01])\.", lambda m: f"backbone.joints.{m[1]}.after.{_PARTS[int(m[2])]}."),
+    (r"\.skip\.([01])\.", lambda m: f".shortcut.{_PARTS[int(m[1])]}."),
+    (r"\.up1\.", ".branch."),
+    (r"\.low1\.", ".down."),
+    (r"\.low2(?=\.)", ".inner"),
+    (r"\.low3\.", ".up."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.conv(\d)\.(?=weight$)", r".conv\1.conv."),
+    (r"\.bn\.", ".norm."),
+)
+
 TABLES: dict[str, tuple[Rule, ...]] = {
     "detcore": (),
     "torchvision_resnet": _TORCHVISION_RESNET,
@@ -96,6 +128,7 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "torchvision_mobilenetv2": _TORCHVISION_MOBILENETV2,
     "mmdet_mobilenetv2": _MMDET_MOBILENETV2,
     "yolof": _YOLOF,
+    "cornernet": _CORNERNET,
 }
 
 

@@ -1,0 +1,24 @@
+"""Images moved onto larger ones."""
+
+import torch
+from torch import Tensor
+
+
+def centered(images: Tensor, sizes: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Each image in the middle of a black one whose sides are the least, for the largest image, that are
+    one pixel less than a multiple of `divisor`, a power of two: CornerNet's `size | 127` is for 128.
+
+    images (N, C, H, W), of true sizes (N, 2) (h, w) -> images (N, C, H', W') and their borders at the left
+    and above (N, 2) as (x, y), in pixels. The host looks at `sizes`, so this is for detection only.
+    """
+    height, width = (side | (divisor - 1) for side in sizes.amax(dim=0).tolist())
+    top, left = height // 2 - sizes[:, :1] // 2, width // 2 - sizes[:, 1:] // 2
+    row = torch.arange(height, device=sizes.device) - top
+    column = torch.arange(width, device=sizes.device) - left
+    rows_inside = (row >= 0) & (row < sizes[:, :1])
+    columns_inside = (column >= 0) & (column < sizes[:, 1:])
+    image = torch.arange(len(images), device=sizes.device)[:, None, None]
+    row, column = row.clamp(0, images.shape[-2] - 1), column.clamp(0, images.shape[-1] - 1)
+    moved = images.movedim(1, -1)[image, row[:, :, None], column[:, None, :]].movedim(-1, 1)
+    inside = rows_inside[:, None, :, None] & columns_inside[:, None, None, :]
+    return moved * inside, torch.cat([left, top], dim=1)
