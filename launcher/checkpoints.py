@@ -7,7 +7,7 @@ is the one with the highest (fence, step) that verifies.
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,15 @@ def checkpoints(run: RunDir) -> list[Mark]:
     return sorted((mark for mark in map(mark_of, names) if mark), reverse=True)
 
 
-def newest(run: RunDir) -> Mark | None:
-    """The newest checkpoint of the run folder that verifies. Reads all of it."""
-    return next((mark for mark in checkpoints(run) if verify(run.checkpoints / mark.name) is None), None)
+def newest(run: RunDir, say: Callable[[Mark, str], object] = lambda mark, reason: None) -> Mark | None:
+    """The newest checkpoint of the run folder that verifies; `say` hears of those passed over. Reads all of
+    them."""
+    for mark in checkpoints(run):
+        reason = verify(run.checkpoints / mark.name)
+        if reason is None:
+            return mark
+        say(mark, reason)
+    return None
 
 
 def kept(marks: Iterable[Mark], keep: int, keep_every: int | None) -> set[Mark]:
@@ -78,7 +84,7 @@ def read_manifest(data: bytes, mark: Mark) -> dict[str, File]:
         manifest = json.loads(data)
         files = {str(k): File(int(v["size"]), str(v["sha256"])) for k, v in manifest["files"].items()}
         said = Mark(int(manifest["fence"]), int(manifest["step"]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError("its manifest is torn or is no manifest") from error
     if said != mark:
         raise ValueError(f"its manifest is that of {said.name}")

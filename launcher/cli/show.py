@@ -127,13 +127,24 @@ def _durable(row: Row) -> Text:
         return Text("no mirror", style="dim")
     step = durable["step"]
     held = "nothing yet" if step is None else f"step {step}"
-    if durable["away_since"]:
-        return Text(f"{held}; behind {_ago(durable['away_since'])}: {durable['error']}", style="bold red")
+    if durable["since"]:
+        held += f", {_age(durable['since'])} ago" if row["ended"] is None else ""
+    if durable["error"]:
+        since = f" for {_age(durable['away_since'])}" if durable["away_since"] else ""
+        return Text(f"{held}; behind{since}: {durable['error']}", style="bold red")
     return Text(held, style="green" if step is not None and step == row["step"] else "")
 
 
-def _ago(when: float) -> str:
-    return f"for {duration(max(0.0, time.time() - when))}"
+def _missing(row: Row) -> str:
+    """What of the run is not in the store."""
+    durable = row["durable"] or {}
+    named, number = durable.get("missing") or [], durable.get("behind") or 0
+    more = f" and {number - len(named)} more" if number > len(named) else ""
+    return f"{', '.join(named)}{more}" if number else ""
+
+
+def _age(when: float) -> str:
+    return duration(max(0.0, time.time() - when))
 
 
 def _clock(when: float | None) -> str:
@@ -162,6 +173,7 @@ def _facts(row: Row) -> list[tuple[str, RenderableType]]:
         ("lost", f"{row['lost_steps'] or 0} steps over {row['attempts'] or 0} attempts"),
         ("to save in", f"{budgets[-1]:g} s from the signal{taken}" if budgets else ""),
         ("durable", _durable(row)),
+        ("not in store", _missing(row)),
         ("store", _text(row["url"])),
         ("checkpoints", kept),
         ("recipe", f"{row['recipe']}  {commit}"),

@@ -52,6 +52,10 @@ def details(run: RunDir) -> Row:
     """`row`, and what `launch status RUN` shows below it."""
     about = read_json(run.run) or {}
     told = row(run)
+    if told["durable"] and (synced := read_json(run.synced)):
+        told["durable"] = _durable(
+            synced, told["url"]
+        )  # final.json was written before the last words were sent
     if told["state"] == "lost" and about.get("backend") == "slurm":
         told["reason"] = f"{epitaph(run)}; {told['reason']}"
     return told | {
@@ -198,7 +202,8 @@ def _durable(synced: Row, url: object) -> Row | None:
     """What the store holds: None if the run is not mirrored."""
     if not url:
         return None
-    return {key: synced.get(key) for key in ("step", "time", "behind", "away_since", "error")}
+    names = ("step", "since", "time", "behind", "missing", "away_since", "error")
+    return {key: synced.get(key) for key in names}
 
 
 def _attempts(run: RunDir) -> list[Row]:

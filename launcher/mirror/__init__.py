@@ -10,14 +10,17 @@ import os
 import secrets
 import threading
 import time
+from functools import partial
 from typing import Any
 
-from launcher.checkpoints import Mark
+from launcher.checkpoints import Mark, kept
 from launcher.errors import StoreAway, StoreError, Taken
 from launcher.mirror import restore
-from launcher.mirror.ownership import Ownership, Pulse
+from launcher.mirror.layout import marks_of
+from launcher.mirror.ownership import Ownership, Pulse, read_owner
 from launcher.mirror.pull import pull_run
 from launcher.mirror.push import Push
+from launcher.mirror.record import Record
 from launcher.rundir import RunDir, read_json, write_json
 from launcher.storage import Store
 
@@ -28,6 +31,12 @@ log = logging.getLogger("launch.mirror")
 NICENESS = 10
 LONGEST_PAUSE = 30.0  # seconds between two tries while the store is away, unless `every` is longer
 SHORTEST_PAUSE = 1.0
+NAMED = 5  # files that synced.json names when they are not in the store
+NO_TIME = "there was no time to send the rest"
+UNCONDITIONAL = (
+    "%s ignores the conditions of a put: of two supervisors that take the run in the same moment, it may let "
+    "both write (docs/contract.md)"
+)
 
 
 class Lost(Exception):
@@ -41,12 +50,16 @@ class Mirror:
     release(). `lost` says who has the run if it was taken away: then the caller stops its attempt and leaves.
     """
 
-    def __init__(self, run: RunDir, store: Store, every: float, keep: int) -> None:
+    def __init__(
+        self, run: RunDir, store: Store, every: float, keep: int, keep_every: int | None = None
+    ) -> None:
         self._run, self._store, self._every = run, store, every
         self._owner = Ownership(store)
         self._pulse = Pulse(self._owner)
-        self._push = Push(run, store, keep, self._confirm)
-        self._claiming = threading.RLock()
+        self._record = Record(run.mirrored, store)
+        stay = partial(kept, keep=max(1, keep), keep_every=keep_every)
+        self._push = Push(run, store, self._record, stay, self._confirm)
+        self._claiming, self._first = threading.RLock(), True
         # The token and fence of the last claim(), successful or not. Fence 0: no attempt was made, and all
         # that is published is how the run ended before its first one.
         self._claimed = (secrets.token_hex(8), 0)
@@ -54,6 +67,7 @@ class Mirror:
         self.newest: Mark | None = None  # the newest checkpoint in the store, as of the last claim()
         self._token = said.get("token")
         self._said: dict[str, Any] = said
+        self._saying = threading.Lock()
         self._since: float | None = None  # when the first pass of those failed that have failed since
         self._state = threading.Condition()
         self._asked = self._answered = 0  # flushes wanted, and done
@@ -73,13 +87,28 @@ class Mirror:
         """
         with self._claiming:
             self._claimed = (token, at_least)
-            marks = restore.checkpoints_in(self._store)
-            seen = marks[0].fence if marks else 0
+            found = list(self._store.list("checkpoints/"))
+            self.newest = next(iter(marks_of(entry.key for entry in found)), None)
+            seen = self.newest.fence if self.newest else 0
             fence = self._owner.claim(token, max(at_least, seen + 1), dead=self._token)
-            self.newest = marks[0] if marks else None
+            self._record.claimed(token, self._owner.predecessor, found)
             self._claimed = (token, fence)
             self._token = token
+            if self._first:
+                self._first = False
+                self._clear_up()
         return fence
+
+    def _clear_up(self) -> None:
+        """What our dead predecessors left half-sent; nothing of ours is under way yet, and an older attempt
+        that still sends is fenced."""
+        try:
+            if swept := self._store.sweep():
+                log.info("%d unfinished uploads of earlier attempts were removed", swept)
+            if not self._store.conditional:
+                log.warning(UNCONDITIONAL, self._store.url)
+        except StoreError as error:
+            log.warning("unfinished uploads of earlier attempts may be left: %s", error.message)
 
     def restore(self) -> None:
         """Bring what the store has and the folder lacks. Raises StoreAway, StoreError."""
@@ -96,7 +125,10 @@ class Mirror:
             asked = self._asked
             self._state.notify_all()
             self._state.wait_for(lambda: self._answered >= asked or self.lost is not None, timeout=budget)
-            return self._answered >= asked
+            done = self._answered >= asked
+        if not done:
+            self._say(self.lost or self._said.get("error") or NO_TIME)
+        return done
 
     def stop(self, budget: float) -> bool:
         """flush(), then no further pass."""
@@ -157,14 +189,26 @@ class Mirror:
     def _hold(self) -> None:
         """Take the run if claim() could not; then see that it is still ours."""
         with self._claiming:
-            token, fence = self._claimed
             if not self._owner.held and self.lost is None:
                 try:
-                    if self.claim(token, fence) != fence and fence > 0:
-                        self._owner.lost = f"attempt {fence} of the run was made on another machine, too"
+                    self._owner.lost = self._claim_late(*self._claimed)
                 except Taken as taken:
                     self._owner.lost = taken.message
         self._confirm()
+
+    def _claim_late(self, token: str, fence: int) -> str | None:
+        """Why what is here is not the run's newest any more; None: the run was claimed."""
+        last = self._token
+        if fence > 0:
+            same = self.claim(token, fence) == fence
+            return None if same else f"attempt {fence} of the run was made on another machine, too"
+        # Without an attempt of its own, the folder is as old as its last hold on the run.
+        owner = read_owner(self._store)
+        if owner is None or owner[0].get("token") == last:
+            self.claim(token, fence)
+            if self._owner.predecessor in (None, last):
+                return None
+        return "the run has gone on elsewhere since it was here last"
 
     def _confirm(self) -> None:
         held = self._owner.confirm()
@@ -175,24 +219,30 @@ class Mirror:
 
     def _say(self, error: str | None) -> None:
         """Write synced.json, if there is something new to say. A full disk must not stop the mirror."""
-        durable = self._push.durable
-        news = {
-            "schema": 1,
-            "url": self._store.url,
-            "step": durable.step if durable else None,
-            "fence": durable.fence if durable else None,
-            "behind": self._push.behind() if error else 0,
-            "away_since": self._since,
-            "error": error,
-            "token": self._token,
-        }
-        if error and error != self._said.get("error"):
-            log.warning("the mirror is behind: %s", error)
-        elif not error and self._said.get("error"):
-            log.info("the mirror has caught up")
-        if news != {key: value for key, value in self._said.items() if key != "time"}:
-            self._said = {**news, "time": time.time()}
-            try:
-                write_json(self._run.synced, self._said)
-            except OSError as problem:
-                log.warning("%s cannot be written: %s", self._run.synced, problem.strerror)
+        with self._saying:
+            durable, before = self._push.durable, self._said
+            step, fence = (durable.step, durable.fence) if durable else (None, None)
+            same = (step, fence) == (before.get("step"), before.get("fence"))
+            missing = self._push.behind() if error else []
+            news = {
+                "schema": 1,
+                "url": self._store.url,
+                "step": step,
+                "fence": fence,
+                "since": (before.get("since") if same else time.time()) if durable else None,
+                "behind": len(missing),
+                "missing": missing[:NAMED],
+                "away_since": self._since,
+                "error": error,
+                "token": self._token,
+            }
+            if error and error != before.get("error"):
+                log.warning("the mirror is behind: %s", error)
+            elif not error and before.get("error"):
+                log.info("the mirror has caught up")
+            if news != {key: value for key, value in before.items() if key != "time"}:
+                self._said = {**news, "time": time.time()}
+                try:
+                    write_json(self._run.synced, self._said)
+                except OSError as problem:
+                    log.warning("%s cannot be written: %s", self._run.synced, problem.strerror)

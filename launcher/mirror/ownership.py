@@ -25,6 +25,7 @@ class Ownership:
 
     def __init__(self, store: Store) -> None:
         self.lost: str | None = None
+        self.predecessor: str | None = None  # the token of who held the run before the last claim()
         self._store = store
         self._lock = threading.RLock()
         self._etag: str | None = None  # of our own last owner.json; None: not held
@@ -51,16 +52,21 @@ class Ownership:
                 fence = max(at_least, _fence(owner) + (0 if ours else 1))
                 try:
                     self._write(token, fence, etag)
+                    self.predecessor = owner.get("token") if etag else None
                     return fence
                 except PreconditionFailed:
                     continue  # somebody moved it meanwhile: look again, and watch them
 
-    def confirm(self) -> bool:
-        """Whether the run is held; moves the counter, unless that was done just now.
-
-        `lost` is set if the run is somebody else's."""
+    def beat(self) -> None:
+        """Move the counter. `lost` is set if the run is somebody else's."""
         with self._lock:
-            if self.held and time.monotonic() - self._confirmed >= BEAT / 2:
+            if self.held:
+                self._move()
+
+    def confirm(self) -> bool:
+        """Whether the run is held: known from the last beats, or else asked of the store now."""
+        with self._lock:
+            if self.held and time.monotonic() - self._confirmed >= 2 * BEAT:
                 self._move()
             return self.held
 
@@ -145,4 +151,4 @@ class Pulse:
         while not self._end.wait(BEAT) and self._ownership.lost is None:
             # The mirror's own pass meets the same trouble, and tells it.
             with contextlib.suppress(StoreError):
-                self._ownership.confirm()
+                self._ownership.beat()

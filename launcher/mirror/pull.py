@@ -9,11 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launcher.errors import StoreError, UserError
+from launcher.mirror import form
+from launcher.mirror.layout import FORM, LAST, marks_of
 from launcher.mirror.ownership import read_owner, watch
-from launcher.mirror.push import LAST
-from launcher.mirror.restore import brought, marks_of, put_in_place, safe_keys
+from launcher.mirror.restore import about, bring, brought, put_in_place, safe_keys
 from launcher.rundir import RUN_ID, RunDir, read_json, sync_dir, write_json
-from launcher.storage import Store, StoreSettings, reach
+from launcher.storage import Entry, Store, StoreSettings, reach
 
 log = logging.getLogger("launch.mirror")
 
@@ -35,6 +36,7 @@ def pull_run(
     if not RUN_ID.fullmatch(name) or not any(entry.key == "run.json" for entry in listing):
         raise UserError(f"there is no run at {url}", "give the URL that `launch status RUN` shows")
     keys = safe_keys(listing)
+    about(store, name)
     if _state(store, keys) == "finished":
         raise UserError(f"the run {name} is finished; there is nothing to resume")
     owner = read_owner(store)
@@ -59,7 +61,7 @@ def pull_run(
     return RunDir(runs_root / name)
 
 
-def _state(store: Store, keys: dict[str, int]) -> object:
+def _state(store: Store, keys: dict[str, Entry]) -> object:
     """The state in the store's final.json; None while the run has not ended."""
     try:
         return json.loads(store.get_bytes("final.json")[0])["state"] if "final.json" in keys else None
@@ -67,15 +69,13 @@ def _state(store: Store, keys: dict[str, int]) -> object:
         return None
 
 
-def _pull(store: Store, keys: dict[str, int], aside: RunDir, accept: Callable[[RunDir], object]) -> None:
-    marks = marks_of(keys)
-    files = [key for key in keys if not key.startswith("checkpoints/") or key == LAST]
+def _pull(store: Store, keys: dict[str, Entry], aside: RunDir, accept: Callable[[RunDir], object]) -> None:
+    snapshot, marks = form.read(store, keys), marks_of(keys)
+    files = [entry for key, entry in keys.items() if not key.startswith("checkpoints/") or key == LAST]
     with _progress(f"bringing {aside.id}", len(files) + len(marks)) as advance:
-        for key in files:
-            (aside.path / key).parent.mkdir(parents=True, exist_ok=True)
-            store.get_file(key, aside.path / key)
-            advance()
-        _check_identity(aside, store.url, aside.id)
+        bring(store, aside.path, [entry for entry in files if entry.key != FORM], advance)
+        snapshot.give(aside.code, keys)
+        _check_identity(aside, store.url)
         accept(aside)
         reasons = []
         for mark in marks:
@@ -90,13 +90,13 @@ def _pull(store: Store, keys: dict[str, int], aside: RunDir, accept: Callable[[R
         raise StoreError(f"none of the {len(marks)} checkpoints in {store.url} is whole: {reasons[0]}")
 
 
-def _check_identity(run: RunDir, url: str, name: str) -> None:
-    """run.json must be this run's; its URL becomes the one it was brought from."""
-    about = read_json(run.run)
-    if about is None or about.get("id") != name or not run.recipe.is_file():
-        raise StoreError(f"{url} is no whole run: run.json or recipe.yaml is missing or another run's")
-    if about.get("url") != url:
-        write_json(run.run, {**about, "url": url})
+def _check_identity(run: RunDir, url: str) -> None:
+    """The run must have its recipe; the URL in run.json becomes the one it was brought from."""
+    record = read_json(run.run)
+    if record is None or not run.recipe.is_file():
+        raise StoreError(f"{url} is no whole run: its recipe.yaml is missing")
+    if record.get("url") != url:
+        write_json(run.run, {**record, "url": url})
 
 
 @contextmanager

@@ -1,227 +1,175 @@
-"""One pass of the mirror: what of a run folder goes to the store, and in which order.
+"""One pass of the mirror, in the order of what a run needs to go on elsewhere.
 
-First everything that is no checkpoint, then checkpoints: data, then manifest. So a manifest in the store
-means that the run can go on from there with nothing else (docs/contract.md, "In the store").
+First all without which it cannot: recipe, code, attempts, metrics. Then checkpoints (publish.py). Logs and
+boards come last: when the time to save in is short, it is they that stay behind.
 """
 
 import contextlib
+import hashlib
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
-from launcher.checkpoints import MANIFEST, Mark, checkpoints, mark_of, read_manifest, verify_files
+from launcher.checkpoints import Mark
 from launcher.errors import StoreError
+from launcher.mirror.form import Form
+from launcher.mirror.layout import CODE, FORM, LAST, STATES, grows
+from launcher.mirror.parallel import each
+from launcher.mirror.publish import Publisher
+from launcher.mirror.record import Known, Record
+from launcher.mirror.scan import Print, Scan, scan
 from launcher.rundir import RunDir
-from launcher.storage import Changed, PreconditionFailed, Store, key_problem
+from launcher.storage import Changed, PreconditionFailed, Store
+from launcher.storage.base import Version
 
 log = logging.getLogger("launch.mirror")
 
-NOT_MIRRORED = {
-    *("lease.json", "synced.json", "owner.json", "resume_requested", "code/.git", "checkpoints"),
-    *("rendezvous.json", "nodes"),  # of this moment, and of these machines
-    "submitit",  # pickles: whoever could write them into a bucket would run code where they are loaded
-}
-LAST = "checkpoints/latest.json"  # names a checkpoint, so it follows them
-STATES = ("stop_requested", "final.json")  # their absence says something: what is gone here goes there
-
-
-class Print(NamedTuple):
-    """What tells one content of a file from the next."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, info: os.stat_result) -> "Print":
-        return cls(info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+LARGE = 8 << 20  # bytes from which on only the tail of a file that grows is sent
+READS = 3  # of a file that changes while it is read
 
 
 class Push:
-    """Sends one run folder to `store`, and remembers what is there.
+    """Sends one run folder to `store`.
 
     `confirm` is called before what must not be published by somebody who has lost the run; it raises then.
     """
 
-    def __init__(self, run: RunDir, store: Store, keep: int, confirm: Callable[[], None]) -> None:
-        self._run, self._store, self._keep, self._confirm = run, store, max(1, keep), confirm
-        self._sent: dict[str, Print] = {}
-        self._there: dict[str, int] | None = None  # keys and sizes in the store; None: not listed yet
-        self._broken: set[Mark] = set()
+    def __init__(
+        self,
+        run: RunDir,
+        store: Store,
+        record: Record,
+        kept: Callable[[Iterable[Mark]], set[Mark]],
+        confirm: Callable[[], None],
+    ) -> None:
+        self._run, self._store, self._record, self._confirm = run, store, record, confirm
+        self._publisher = Publisher(run, store, record, kept, confirm)
         self._told: set[str] = set()
         self._problems: dict[str, str] = {}  # of this pass: what could not be read, and why
 
     @property
     def durable(self) -> Mark | None:
         """The newest checkpoint in the store."""
-        return max(self._durable(), default=None)
+        return max(self._record.durable(), default=None)
 
     def send(self) -> None:
         """One pass. Raises StoreAway, StoreError; what was sent until then stays sent."""
-        there = self._list()
-        wanted = self._wanted()  # before the rest is looked at: metrics that are sent then reach its step
         self._problems = {}
-        for key, path, print_ in self._changed():
-            self._confirm()
-            try:
-                self._store.put_file(key, path)
-            except FileNotFoundError:
-                continue
-            except (Changed, OSError) as error:
-                self._unreadable(key, error)
-                continue
-            self._sent[key], there[key] = print_, print_.size
-        for key in STATES:
-            if key in there and not os.path.lexists(self._run.path / key):
-                self._confirm()
-                self._store.delete(key)
-                del there[key]
-                self._sent.pop(key, None)
-        # One bad file must not keep all checkpoints here; but none goes before metrics that reach its step.
-        if self._run.metrics.name not in self._problems:
-            for mark in wanted:
-                try:
-                    self._send_checkpoint(mark)
-                except (Changed, OSError) as error:
-                    self._unreadable(f"checkpoints/{mark.name}", error)
-            self._send_hint()
-            self._retain()
+        self._record.known()
+        try:
+            wanted = self._publisher.wanted()  # before the rest is looked at: metrics then reach its step
+            seen = self._send_needed()
+            # One bad file must not keep all checkpoints here; but none goes before metrics that reach it.
+            if self._run.metrics.name not in self._problems:
+                self._send_checkpoints(set(wanted))
+            self._send_files(seen.later)
+        finally:
+            self._record.save()
         if self._problems:
             raise StoreError("; ".join(self._problems.values()))
 
-    def behind(self) -> int:
-        """How many files are here and not yet in the store as they are here."""
-        waiting = 0
-        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: the next pass counts again
-            for _ in self._changed():
-                waiting += 1
-            for mark in self._wanted():
-                waiting += len(list((self._run.checkpoints / mark.name).iterdir()))
+    def behind(self) -> list[str]:
+        """Files that are here and not yet in the store as they are here, the weightiest first."""
+        waiting: list[str] = []
+        with contextlib.suppress(OSError):  # deleted meanwhile: the next pass counts again
+            for mark in self._publisher.wanted():
+                folder = self._run.checkpoints / mark.name
+                waiting += [f"checkpoints/{mark.name}/{name}" for name in sorted(os.listdir(folder))]  # noqa: PTH208
+            found = scan(self._run.path)
+            waiting += [key for files in (found.needed, found.later) for key, _ in self._changed(files)]
+            waiting += list(found.unreadable)
         return waiting
 
-    def _list(self) -> dict[str, int]:
-        if self._there is None:
-            self._there = {entry.key: entry.size for entry in self._store.list()}
-        return self._there
-
-    def _durable(self) -> set[Mark]:
-        folders = (key.split("/") for key in self._there or () if key.startswith("checkpoints/"))
-        marks = (mark_of(parts[1]) for parts in folders if len(parts) == 3 and parts[2] == MANIFEST)
-        return {mark for mark in marks if mark}
-
-    def _wanted(self) -> list[Mark]:
-        """Checkpoints to send, newest first; none that the store would not keep."""
-        here, durable = set(checkpoints(self._run)) - self._broken, self._durable()
-        kept = sorted(here | durable, reverse=True)[: self._keep]
-        return [mark for mark in kept if mark not in durable]
-
-    def _changed(self) -> Iterator[tuple[str, Path, Print]]:
-        for key, path, print_ in self._files(self._run.path, ""):
-            if self._sent.get(key) == print_:
-                continue
-            # The snapshot of the code never changes: after a restart it need not be sent again.
-            if key.startswith("code/") and (self._there or {}).get(key) == print_.size:
-                self._sent[key] = print_
-                continue
-            yield key, path, print_
-
-    def _files(self, folder: Path, prefix: str) -> Iterator[tuple[str, Path, Print]]:
-        """Regular files below `folder` that are mirrored; symbolic links are not followed."""
-        try:
-            paths = sorted(folder.iterdir())
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            return self._unreadable(prefix.rstrip("/"), error)
-        for path in paths:
-            key = prefix + path.name
-            if key in NOT_MIRRORED or is_temporary(path.name):
-                continue
-            try:
-                info = path.lstat()
-                if stat.S_ISDIR(info.st_mode):
-                    yield from self._files(path, key + "/")
-                    continue
-            except FileNotFoundError:
-                continue  # gone since the folder was listed
-            except OSError as error:
-                self._unreadable(key, error)
-                continue
-            problem = key_problem(key) or (None if stat.S_ISREG(info.st_mode) else "it is no regular file")
-            if problem:
-                self._tell(f"{key!r} is not mirrored: {problem}")
-            else:
-                yield key, path, Print.of(info)
-
-    def _send_checkpoint(self, mark: Mark) -> None:
-        """Data, then manifest; nothing if the checkpoint is broken, or is deleted here meanwhile."""
-        folder, prefix, there = self._run.checkpoints / mark.name, f"checkpoints/{mark.name}/", self._list()
-        try:
-            manifest = (folder / MANIFEST).read_bytes()
-            files = read_manifest(manifest, mark)
-            reason = verify_files(folder, files)
-        except FileNotFoundError:
-            return
-        except ValueError as error:
-            reason = str(error)
-        if reason:
-            if (folder / MANIFEST).exists():
-                self._broken.add(mark)
-                log.warning("checkpoint %s is not mirrored: %s", mark.name, reason)
-            return
-        for name, file in files.items():
-            key = prefix + name
-            if there.get(key) != file.size:
-                self._confirm()
-                try:
-                    self._put_once(key, folder / name, file.size)
-                except FileNotFoundError:
-                    return
-                there[key] = file.size
-        self._confirm()
-        try:
-            self._store.put_bytes(prefix + MANIFEST, manifest, if_absent=True)
-        except PreconditionFailed as error:
-            raise StoreError(f"{prefix}{MANIFEST} is in the store already, and is another one") from error
-        there[prefix + MANIFEST] = len(manifest)
-
-    def _put_once(self, key: str, path: Path, size: int) -> None:
-        """A file that never changes. One that is there already was sent by us: its key has our fence."""
-        try:
-            self._store.put_file(key, path, if_absent=True)
-        except PreconditionFailed as error:
-            if size not in [entry.size for entry in self._store.list(key) if entry.key == key]:
-                raise StoreError(f"{key} is in the store already, with another size") from error
-
-    def _send_hint(self) -> None:
-        path = self._run.path / LAST
-        with contextlib.suppress(OSError):
-            print_ = Print.of(path.lstat())
-            if self._sent.get(LAST) != print_:
-                self._confirm()
-                self._store.put_file(LAST, path)
-                self._sent[LAST] = print_
-
-    def _retain(self) -> None:
-        """Delete checkpoints beyond `keep`, manifest first, and halves that no manifest will follow."""
-        durable = sorted(self._durable(), reverse=True)
-        if not durable:
-            return
-        kept, here = set(durable[: self._keep]), set(checkpoints(self._run))
-        keys: dict[Mark, list[str]] = {}
-        for key in self._list():
-            mark = mark_of(key.split("/")[1]) if key.startswith("checkpoints/step-") else None
-            if mark and mark not in kept and mark < durable[0] and (mark in durable or mark not in here):
-                keys.setdefault(mark, []).append(key)
-        for mark, doomed in keys.items():
-            for key in sorted(doomed, key=lambda key: not key.endswith(f"{mark.name}/{MANIFEST}")):
+    def _send_needed(self) -> Scan:
+        objects = self._record.known()
+        found = scan(self._run.path, objects)
+        for key, error in found.unreadable.items():
+            self._unreadable(key, error)
+        for key, problem in found.unfit.items():
+            self._tell(f"{key!r} is not mirrored: {problem}")
+        self._send_files(found.needed)
+        self._send_form(found)
+        for key in STATES:
+            if key in objects and not os.path.lexists(self._run.path / key):
                 self._confirm()
                 self._store.delete(key)
-                del self._list()[key]
+                del objects[key]
+        self._record.save()
+        return found
+
+    def _send_checkpoints(self, todo: set[Mark]) -> None:
+        """Those in `todo`, newest first; where one is deleted here meanwhile, the newest there is then."""
+        while mark := max(todo & set(self._publisher.wanted()), default=None):
+            todo.discard(mark)
+            try:
+                if not self._publisher.send(mark):
+                    newest = self._publisher.wanted()[:1]
+                    self._send_needed()
+                    todo.update(newest)
+            except (Changed, OSError) as error:
+                self._unreadable(f"checkpoints/{mark.name}", error)
+            self._record.save()
+        with contextlib.suppress(OSError):
+            info = (self._run.path / LAST).lstat()
+            print_ = Print(info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            self._send_files({LAST: print_})
+        self._publisher.retain()
+
+    def _send_files(self, files: Mapping[str, Print]) -> None:
+        each(self._send_file, self._changed(files))
+
+    def _changed(self, files: Mapping[str, Print]) -> list[tuple[str, Print]]:
+        objects, changed = self._record.objects or {}, []
+        for key, print_ in files.items():
+            known = objects.get(key)
+            # The snapshot of the code never changes: where only a listing tells of it, its size is enough.
+            if known and known.print is None and key.startswith(CODE) and known.size == print_.size:
+                objects[key] = known._replace(print=print_)
+            elif known is None or known.print != print_:
+                changed.append((key, print_))
+        return changed
+
+    def _send_file(self, wanted: tuple[str, Print]) -> None:
+        key, print_ = wanted
+        objects = self._record.known()
+        self._confirm()
+        try:
+            put = self._put_growing if grows(key) else self._put_whole
+            objects[key] = put(key, self._run.path / key, print_)
+        except FileNotFoundError:
+            pass  # gone since it was seen
+        except (Changed, OSError) as error:
+            self._unreadable(key, error)
+
+    def _put_whole(self, key: str, path: Path, print_: Print) -> Known:
+        for last in range(READS):
+            try:
+                version = self._store.put_file(key, path)
+                break
+            except Changed:
+                if last == READS - 1:
+                    raise
+        return Known(version.size, version.etag, print_)
+
+    def _put_growing(self, key: str, path: Path, print_: Print) -> Known:
+        """As long as the file is now. Of a large one only the rest, if what was sent is how it begins."""
+        known, version = self._record.known().get(key), None
+        if known and LARGE <= known.size <= print_.size:
+            with contextlib.suppress(PreconditionFailed, Changed):
+                version = self._store.grow_file(key, path, Version(known.size, known.etag))
+        version = version or self._store.put_file(key, path, growing=True)
+        return Known(version.size, version.etag, print_)
+
+    def _send_form(self, found: Scan) -> None:
+        """What of the snapshot an object cannot be: links and executables, in a document of their own."""
+        if not any(key.startswith(CODE) for key in found.needed):
+            return
+        data = Form(found.links, found.executable).data()
+        digest, objects = hashlib.sha256(data).hexdigest(), self._record.known()
+        if FORM not in objects or objects[FORM].sha256 != digest:
+            self._confirm()
+            objects[FORM] = Known(len(data), self._store.put_bytes(FORM, data), None, digest)
 
     def _unreadable(self, key: str, error: Exception) -> None:
         self._problems[key] = f"{key} could not be read: {error}"
@@ -230,8 +178,3 @@ class Push:
         if message not in self._told:
             self._told.add(message)
             log.warning(message)
-
-
-def is_temporary(name: str) -> bool:
-    """Names of files that are being written, or were left by a process that died."""
-    return name.startswith(".") and ".tmp-" in name

@@ -112,7 +112,7 @@ class Durable:
             return bool(away) and time.monotonic() - began > FLUSH_AWAY
 
         if not self._meanwhile(lambda: mirror.flush(limit), hopeless):
-            self._say(NOT_ALL)
+            self._say(f"the store was left as it is: {mirror.lost}" if mirror.lost else NOT_ALL)
 
     def close(self, limit: float = LAST_WORDS) -> None:
         """Within `limit` seconds, send the last words; then let go of the run in the store."""
@@ -132,7 +132,8 @@ class Durable:
 
             storage, every = self._recipe.storage, self._recipe.mirror.every
             store = open_store(url, StoreSettings(storage.endpoint, storage.region, storage.profile))
-            self._mirror = mirror.Mirror(self._run, store, every, self._recipe.checkpoint.keep)
+            stay = self._recipe.checkpoint
+            self._mirror = mirror.Mirror(self._run, store, every, stay.keep, stay.keep_every)
         return self._mirror
 
     def _start(self) -> None:

@@ -18,6 +18,7 @@ from launcher.storage import open_store
 
 ID = "demo-20260102-030405-abcd"
 KEEP = 2
+LOCAL = ("synced.json", "mirrored.json", "lease.json")
 
 
 def make_run(root: Path, url: str) -> RunDir:
@@ -60,7 +61,7 @@ def prune(run: RunDir, keep: int = KEEP) -> None:
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below `folder` that the store should hold."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {key: path.read_bytes() for key, path in files.items() if key not in ("synced.json", "lease.json")}
+    return {key: path.read_bytes() for key, path in files.items() if key not in LOCAL}
 
 
 def durable(files: dict[str, bytes]) -> list[Mark]:

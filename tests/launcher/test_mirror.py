@@ -10,17 +10,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from launcher import mirror as mirror_module
+from launcher.checkpoints import kept
 from launcher.errors import StoreAway, StoreError, Taken
 from launcher.mirror import Mirror, ownership
 from launcher.mirror.push import Push
+from launcher.mirror.record import Record
 from launcher.rundir import RunDir, read_json, write_json
+from launcher.storage.base import Version
 from launcher.storage.folder import FolderStore
 from tests.launcher.mirrored import ID, KEEP, Mark, add_checkpoint, content, durable, make_run, prune
 from tests.launcher.store_fixture import Weed, weed
@@ -71,13 +74,18 @@ def wait(what: str, check: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def keeping(marks: Iterable[Mark]) -> set[Mark]:
+    return kept(marks, KEEP, None)
+
+
 def synced(run: RunDir) -> dict[str, object]:
     return read_json(run.synced) or {}
 
 
 def in_bucket(server: Weed, prefix: str) -> dict[str, bytes]:
     files = server.files(prefix)
-    files.pop("owner.json", None)
+    for key in ("owner.json", "code.json"):
+        files.pop(key, None)
     return files
 
 
@@ -269,11 +277,12 @@ class Watched(FolderStore):
         self.done: list[str] = []
         self.refused: set[str] = set()
 
-    def put_file(self, key: str, path: Path, *, if_absent: bool = False) -> None:
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, growing: bool = False) -> Version:
         if key in self.refused:
             raise StoreAway("not now")
-        super().put_file(key, path, if_absent=if_absent)
+        version = super().put_file(key, path, if_absent=if_absent, growing=growing)
         self.done.append(f"put {key}")
+        return version
 
     def put_bytes(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
@@ -331,14 +340,14 @@ def unreadable(*paths: Path) -> Iterator[None]:
 
 def test_one_unreadable_file_keeps_no_checkpoint_here(tmp_path: Path) -> None:
     run, store = make_run(tmp_path, ""), Watched(tmp_path / "store")
-    push = Push(run, store, KEEP, lambda: None)
+    push = Push(run, store, Record(run.mirrored, store), keeping, lambda: None)
     good = add_checkpoint(run, 10)
     locked = [run.rank_log(1, 0), run.code / "package"]
     with unreadable(*locked), pytest.raises(StoreError) as caught:
         push.send()
     for path in locked:
         assert f"{path.relative_to(run.path)} could not be read" in str(caught.value)
-    assert push.durable == good and push.behind() > 0 and "put code/café.py" in store.done
+    assert push.durable == good and push.behind() and "put code/café.py" in store.done
     push.send()
     assert not push.behind()
     add_checkpoint(run, 30)
@@ -382,16 +391,17 @@ def test_a_checkpoint_deleted_here_while_it_is_sent(tmp_path: Path, started: Cal
     doomed = add_checkpoint(run, 10)
     put_file = store.put_file
 
-    def put_and_prune(key: str, path: Path, *, if_absent: bool = False) -> None:
-        put_file(key, path, if_absent=if_absent)
+    def put_and_prune(key: str, path: Path, **how: bool) -> Version:
+        version = put_file(key, path, **how)
         if key.endswith("00000010-fence-1/train.pth"):
             prune(run, keep=0)
+        return version
 
     store.put_file = put_and_prune  # type: ignore[method-assign]
     mirror = started(run, store)
     assert mirror.flush(30)
     assert synced(run)["step"] is None
-    assert any(doomed.name in entry.key for entry in store.list())
+    assert not any(doomed.name in entry.key for entry in store.list())
     add_checkpoint(run, 20)
     assert mirror.stop(30)
     assert synced(run)["step"] == 20

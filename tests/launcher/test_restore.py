@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from launcher.errors import StoreAway, StoreError, Taken, UserError
 from launcher.mirror import Mirror, ownership, pull, pull_run, restore
 from launcher.rundir import RunDir, append_json, read_json, read_jsonl, write_json
 from launcher.storage import Entry, Store, StoreSettings, open_store
+from launcher.storage.base import Info
 from launcher.storage.folder import FolderStore
 from tests.launcher.mirrored import ID, Mark, add_checkpoint, content, make_run
 from tests.launcher.store_fixture import Weed, weed
@@ -171,12 +173,14 @@ class Failing(FolderStore):
     """Goes away after so many objects."""
 
     left = 0
+    lock = threading.Lock()  # many are brought at once
 
-    def get_file(self, key: str, path: Path) -> None:
-        if self.left == 0:
-            raise StoreAway("gone")
-        self.left -= 1
-        super().get_file(key, path)
+    def get_file(self, key: str, path: Path, *, durable: bool = True, expect: Entry | None = None) -> Info:
+        with self.lock:
+            if self.left == 0:
+                raise StoreAway("gone")
+            self.left -= 1
+        return super().get_file(key, path, durable=durable, expect=expect)
 
 
 def test_cut_off_after_any_object(stored: tuple[RunDir, FolderStore], tmp_path: Path) -> None:
