@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from botocore import exceptions as botocore
+from botocore.parsers import ResponseParserError
+
 from launcher.errors import StoreAway, StoreError
-from launcher.storage.base import NotFound, PreconditionFailed
+from launcher.storage.base import Damaged, NotFound, PreconditionFailed
 
 T = TypeVar("T")
 
 BUSY_TRIES = 8  # where the store says that it cannot now
 SILENT_TRIES = 3  # where it says nothing, or what does not come whole
-LAST_TRY = 30.0  # seconds after the first one begins; with what that may take, no call takes a minute
-LONGEST_PAUSE = 8.0
+LAST_TRY = 25.0  # seconds after the first one begins; with what that may take, no call takes a minute
+LONGEST_PAUSE = 5.0
 
 WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken",
                      "TokenRefreshRequired", "AuthFailure", "InvalidClientTokenId"}  # fmt: skip
@@ -31,10 +34,6 @@ class Busy(StoreAway):
 
 class Gone(StoreAway):
     """The upload has ended meanwhile: completed by a try whose answer was lost, or taken away."""
-
-
-class Damaged(StoreError):
-    """What arrived, there or here, is not what was sent."""
 
 
 class Answers:
@@ -54,7 +53,7 @@ class Answers:
                     return call()
             except (StoreAway, Damaged) as error:
                 limit = tries if isinstance(error, Busy) else min(tries, SILENT_TRIES)
-                pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.4 * 2**attempt)
+                pause = random.uniform(0.5, 1.0) * min(LONGEST_PAUSE, 0.3 * 2**attempt)
                 if attempt >= limit or time.monotonic() + pause - began > LAST_TRY:
                     raise
                 time.sleep(pause)
@@ -63,9 +62,6 @@ class Answers:
     @contextlib.contextmanager
     def speaking(self, key: str = "") -> Iterator[None]:
         """botocore's errors in the store's words."""
-        from botocore import exceptions as botocore
-        from botocore.parsers import ResponseParserError
-
         try:
             yield
         except botocore.ClientError as error:

@@ -27,6 +27,10 @@ class NotFound(StoreError):
     """No object has this key."""
 
 
+class Damaged(StoreError):
+    """What arrived, there or here, is not what was sent."""
+
+
 class PreconditionFailed(StoreError):
     """A conditional put lost: the object is there already, or is not the one that was expected."""
 

@@ -7,18 +7,17 @@ stores refuse and one has stored inside the object (boto3#4392, #4435), stay off
 
 import contextlib
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from launcher.errors import StoreAway, StoreError
-from launcher.storage.answers import Answers, Damaged, Gone
-from launcher.storage.base import NotFound, PreconditionFailed, StoreSettings
+from launcher.storage.answers import Answers, Gone
+from launcher.storage.base import Damaged, NotFound, PreconditionFailed, StoreSettings
+from launcher.storage.client import Access
 from launcher.storage.parts import Pool, Span
-from launcher.storage.wire import CHUNK, META, Boto, Headers, md5_of
+from launcher.storage.wire import CHUNK, META, Headers, Wire, md5_of
 
 T = TypeVar("T")
 
@@ -37,13 +36,20 @@ class Bucket:
         self.name, self.settings, self._probes = name, settings, probes
         self._answers = Answers(name, "the store", settings.endpoint)
         with self._answers.speaking():
-            self._client = _client(settings)
-        self.where = urlsplit(self._client.meta.endpoint_url).netloc.rpartition("@")[2]
+            self._access = Access(settings)
+        self.where, self._client = self._access.where, self._access.client
         self._answers = Answers(name, self.where, settings.endpoint)
-        self._wire = Boto(self._client, name)
         self.account = (self.where, settings)
         self.retried, self.error = self._answers.retried, self._answers.error
         self.pool = Pool()
+        # Whoever transfers for a person sets these: the first is told of every piece that comes and goes, and
+        # may raise to end it; the second is entered around each upload in parts, and told its id.
+        self.watch: Callable[[int], None] = lambda size: None
+        self.recorded: Callable[[str], contextlib.AbstractContextManager[Callable[[str], None]]] = _unrecorded
+
+    @cached_property
+    def _wire(self) -> Wire:
+        return self._access.wire(self.name)
 
     def ask(self, operation: str, key: str = "", **params: Any) -> Any:
         """boto3's answer."""
@@ -71,7 +77,7 @@ class Bucket:
             size = int(headers["content-length"])
             if span and size != span.size:
                 raise Damaged(f"{key} has come with {size} bytes instead of {span.size}")
-            yield headers, _exactly(size, read)
+            yield headers, _exactly(size, read, self.watch)
 
     def put(self, key: str, body: bytes, metadata: dict[str, str], condition: Condition) -> str:
         """PutObject; the etag. `metadata` tells our own object, found in our way after a lost answer."""
@@ -85,6 +91,7 @@ class Bucket:
         compare = self.settings.checksum == "etag" or (self.settings.checksum == "auto" and not self.verifies)
 
         def once() -> str:
+            self.watch(len(body))
             headers = self._wire.put(operation, sha256, Key=key, Body=body, **params)
             stored = md5_of(headers) if compare else None
             if stored and stored != hashlib.md5(body, usedforsecurity=False).hexdigest():
@@ -100,22 +107,33 @@ class Bucket:
         settled: Callable[[], None] = lambda: None,
     ) -> str:  # fmt: skip
         """An upload in parts; the etag. `settled` may raise before it counts. What fails is taken away."""
-        created = self.ask("create_multipart_upload", key, Metadata=metadata)
-        upload: dict[str, Any] = {"UploadId": created["UploadId"]}
-        try:
-            calls = [partial(step, {**upload, "PartNumber": n}) for n, step in enumerate(steps, 1)]
-            tags = list(self.pool.in_order(calls))
-            settled()
-            parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
-            end = partial(
-                self.ask, "complete_multipart_upload", key, MultipartUpload={"Parts": parts}, **upload
-            )
-            return self._under(condition, key, metadata, lambda condition: str(end(**condition)["ETag"]))
-        except BaseException:
-            # If the store is away the caller is about to hear it, and sweep() removes the parts.
-            with contextlib.suppress(StoreError), self._answers.speaking(key):
-                self._client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=created["UploadId"])
-            raise
+        with self.recorded(key) as begun:
+            upload: dict[str, Any] = {
+                "UploadId": self.ask("create_multipart_upload", key, Metadata=metadata)["UploadId"]
+            }
+            try:
+                begun(upload["UploadId"])
+                calls = [partial(step, {**upload, "PartNumber": n}) for n, step in enumerate(steps, 1)]
+                tags = list(self.pool.in_order(calls))
+                settled()
+                parts = {"Parts": [{"PartNumber": n, "ETag": tag} for n, tag in enumerate(tags, 1)]}
+                end = partial(self.ask, "complete_multipart_upload", key, MultipartUpload=parts, **upload)
+                return self._under(condition, key, metadata, lambda condition: str(end(**condition)["ETag"]))
+            except BaseException:
+                # If the store is away the caller is about to hear it, and sweep() removes the parts.
+                with contextlib.suppress(StoreError), self._answers.speaking(key):
+                    self._client.abort_multipart_upload(Bucket=self.name, Key=key, **upload)
+                raise
+
+    def abort(self, key: str, upload: str | None) -> None:
+        """Take away an upload in parts that nobody carries on; without an id all to exactly this key."""
+        found = [upload] if upload else [
+            item["UploadId"] for page in self.pages("list_multipart_uploads", key)
+            for item in page.get("Uploads", ()) if item["Key"] == key
+        ]  # fmt: skip
+        for one in found:
+            with contextlib.suppress(Gone):
+                self.ask("abort_multipart_upload", key, UploadId=one)
 
     @cached_property
     def conditional(self) -> bool:
@@ -189,35 +207,20 @@ def buckets(settings: StoreSettings) -> list[tuple[str, float]]:
     """Names of the account's buckets, and when each was made."""
     answers = Answers("", "the store", settings.endpoint)
     with answers.speaking():
-        listed = answers.retried(_client(settings).list_buckets)["Buckets"]
+        listed = answers.retried(Access(settings).client.list_buckets)["Buckets"]
     return [(bucket["Name"], bucket["CreationDate"].timestamp()) for bucket in listed]
 
 
-def _exactly(size: int, read: Callable[[int], bytes]) -> Iterator[bytes]:
+@contextlib.contextmanager
+def _unrecorded(key: str) -> Iterator[Callable[[str], None]]:
+    yield lambda upload: None
+
+
+def _exactly(size: int, read: Callable[[int], bytes], watch: Callable[[int], None]) -> Iterator[bytes]:
     while size:
         chunk = read(min(size, CHUNK))
         if not chunk:
             raise StoreAway("the store has stopped in the middle of an object")
         size -= len(chunk)
+        watch(len(chunk))
         yield chunk
-
-
-def _client(settings: StoreSettings) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.session.Session(profile_name=settings.profile, region_name=settings.region)
-    env = os.environ.get
-    endpoint = settings.endpoint or env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL")
-    path_style = settings.path_style if settings.path_style is not None else bool(endpoint)
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 1},  # answers.py has all of them
-        connect_timeout=5,
-        read_timeout=15,
-        tcp_keepalive=True,
-        max_pool_connections=32,
-        s3={"addressing_style": "path"} if path_style else {},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return session.client("s3", endpoint_url=endpoint, verify=settings.ca_bundle, config=config)

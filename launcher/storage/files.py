@@ -4,7 +4,8 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from launcher.errors import StoreError
@@ -74,8 +75,7 @@ def opened(path: Path) -> Iterator[Source]:
 @contextmanager
 def written_aside(path: Path, durable: bool = True) -> Iterator[int]:
     """A file descriptor for a new file that becomes `path` when the block ends well, and else vanishes."""
-    aside = path.parent / f".{path.name[:100]}.tmp-{os.urandom(6).hex()}"
-    fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    aside, fd = _aside(path)
     try:
         try:
             yield fd
@@ -89,6 +89,20 @@ def written_aside(path: Path, durable: bool = True) -> Iterator[int]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _aside(path: Path) -> tuple[Path, int]:
+    """A new file beside `path`, locked: the kernel lets the lock go with its writer, and who gets it may remove
+    the file."""
+    start = path.name.encode(errors="replace")[:100].decode(errors="ignore")
+    while True:
+        aside = path.parent / f".{start}.tmp-{os.urandom(6).hex()}"
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks: then nobody gets it, and nothing is removed
+            flock(fd, LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return aside, fd
+        os.close(fd)
 
 
 def is_aside(name: str) -> bool:

@@ -1,5 +1,6 @@
 """A store in a plain folder, for a shared file system or a second disk."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -24,6 +25,12 @@ from launcher.storage.base import (
 from launcher.storage.files import Changed, Source, is_aside, opened, write_all, written_aside
 
 LOCK = ".lock"  # taken for conditional puts; never listed
+OF_THE_DISK = {  # it is there, and will not come back by itself
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is over its quota",
+    errno.EROFS: "may only be read",
+    errno.EIO: "fails",
+}
 
 
 class FolderStore(Store):
@@ -195,6 +202,9 @@ class FolderStore(Store):
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise StoreError(f"the store {self.url} cannot be used: {error.strerror}") from error
         except OSError as error:
+            if error.errno in OF_THE_DISK:
+                said = f"the disk of the store {self.url} {OF_THE_DISK[error.errno]}: {error.strerror}"
+                raise StoreError(said) from error
             raise StoreAway(f"the store {self.url} cannot be used: {error.strerror}") from error
 
 

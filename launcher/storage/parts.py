@@ -10,7 +10,7 @@ T = TypeVar("T")
 PART = 16 << 20  # bytes; what is bigger goes in parts
 MIN_PART = 5 << 20  # S3's own limits: of each part but the last,
 MAX_PARTS = 10_000  # of their number,
-MAX_COPY = 5 << 30  # and of what is copied in one request
+COPY = 512 << 20  # S3 takes 5 GiB in one request, which is long to wait for an answer
 AT_ONCE = 8
 IN_MEMORY = 5  # bodies of up to PART bytes at a time
 

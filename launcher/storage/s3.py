@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import StoreError
-from launcher.storage.answers import Damaged, Gone
+from launcher.storage.answers import Gone
 from launcher.storage.base import (
     MAX_DOCUMENT,
+    Damaged,
     Entry,
     Info,
     Level,
@@ -29,7 +30,7 @@ from launcher.storage.base import (
 )
 from launcher.storage.bucket import Bucket, Condition, Steps
 from launcher.storage.files import Changed, Source, opened, write_at, written_aside
-from launcher.storage.parts import MAX_COPY, MAX_PARTS, MIN_PART, PART, Span, even_spans, spans
+from launcher.storage.parts import COPY, MAX_PARTS, MIN_PART, PART, Span, even_spans, spans
 from launcher.storage.wire import Headers, info_of, md5_of, metadata_of
 
 BATCH = 1000  # keys that one DeleteObjects takes
@@ -145,7 +146,7 @@ class S3Store(Store):
         there = info_of(headers)
         if expect and expect.etag not in ("", there.etag):
             raise PreconditionFailed(f"{source.url}/{source_key} was changed by another writer")
-        if there.size <= MAX_COPY:
+        if there.size <= COPY:
             self.bucket.ask("copy_object", name, CopySource=place, CopySourceIfMatch=there.etag)
         else:
             self.bucket.assemble(
@@ -218,7 +219,7 @@ class S3Store(Store):
                                      CopySourceRange=where, **upload)  # fmt: skip
             return str(answer["CopyPartResult"]["ETag"])
 
-        return [partial(copy, span) for span in even_spans(size, MAX_COPY)]
+        return [partial(copy, span) for span in even_spans(size, COPY)]
 
     def _bring(self, key: str, fd: int, size: int, etag: str) -> Headers:
         """Fill an empty file, and see that it is what was once sent. Raises Damaged."""
