@@ -151,6 +151,20 @@ def resume(
 
 
 @cli.command()
+@click.argument("run", metavar="RUN|URL", shell_complete=complete_run)
+@click.option("--json", "as_json", is_flag=True, help="For programs; the keys stay as they are.")
+def verify(run: str, as_json: bool) -> int:
+    """Read every checkpoint of RUN again, here and in its store.
+
+    Says what is broken and how, and what a resume would go on from; writes nothing. A URL is a run in a
+    store, as `launch status RUN` shows it. Exit status 1: one is broken, or none can be resumed from.
+    """
+    from launcher.cli.verify import run as read_again
+
+    return read_again(run, as_json)
+
+
+@cli.command()
 @RUN
 @click.option("--store", is_flag=True, help="In the store too.")
 def rm(run: str, store: bool) -> int:

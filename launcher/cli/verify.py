@@ -54,9 +54,8 @@ def _of_url(url: str) -> Store:
 
 
 def _of_run(run: RunDir) -> tuple[RunDir, Store | None]:
-    url, settings = (read_json(run.run) or {}).get("url"), load_frozen(run.recipe).storage
-    told = StoreSettings(settings.endpoint, settings.region, settings.profile)
-    return run, open_store(url, told) if url else None
+    url, settings = (read_json(run.run) or {}).get("url"), load_frozen(run.recipe).storage.settings
+    return run, open_store(url, settings) if url else None
 
 
 def _row(verdict: Verdict) -> Row:

@@ -21,7 +21,7 @@ from launcher.mirror.layout import FORM, LAST, NOT_MIRRORED, STATES, marks_of, p
 from launcher.mirror.parallel import each
 from launcher.rundir import RunDir, read_jsonl, sync_dir
 from launcher.storage import Entry, NotFound, PreconditionFailed, Store, key_problem
-from launcher.storage.base import MAX_DOCUMENT
+from launcher.storage.base import MAX_DOCUMENT, Damaged
 from launcher.storage.files import is_aside
 
 log = logging.getLogger("launch.mirror")
@@ -161,7 +161,7 @@ def _fetch(store: Store, mark: Mark, folder: Path) -> str | None:
             store.get_file(prefix + name, folder / name)
     except ValueError as error:
         return str(error)
-    except NotFound as error:
+    except (NotFound, Damaged) as error:
         return error.message
     reason = ckpt.verify_files(folder, files)
     if reason is None:

@@ -10,6 +10,7 @@ from launcher.mirror.layout import marks_of
 from launcher.mirror.restore import manifest_in
 from launcher.rundir import RunDir
 from launcher.storage import NotFound, Store
+from launcher.storage.base import Damaged
 
 WHOLE = "whole"
 Advance = Callable[[str], object]
@@ -83,7 +84,7 @@ def _look_there(store: Store, verdict: Verdict) -> None:
             if store.digest(f"checkpoints/{mark.name}/{name}") != (file.size, file.sha256):
                 said = f"{name} does not have the hash that its manifest says"
                 break
-    except NotFound as error:
+    except (NotFound, Damaged) as error:
         said = error.message
     except ValueError as error:
         said = str(error)

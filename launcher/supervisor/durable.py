@@ -128,10 +128,9 @@ class Durable:
         """The mirror. Raises StoreError: a profile may be gone, a file of credentials torn."""
         if self._mirror is None:
             from launcher import mirror
-            from launcher.storage import StoreSettings, open_store
+            from launcher.storage import open_store
 
-            storage, every = self._recipe.storage, self._recipe.mirror.every
-            store = open_store(url, StoreSettings(storage.endpoint, storage.region, storage.profile))
+            store, every = open_store(url, self._recipe.storage.settings), self._recipe.mirror.every
             stay = self._recipe.checkpoint
             self._mirror = mirror.Mirror(self._run, store, every, stay.keep, stay.keep_every)
         return self._mirror
