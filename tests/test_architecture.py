@@ -33,7 +33,7 @@ DETCORE = [
     {"data", "models"},
     {"config", "recipe", "check"},
     {"weights", "checkpoint", "snapshot", "distributed", "metrics", "annotations"},
-    {"backbones", "ops", "rundir"},
+    {"backbones", "necks", "ops", "rundir"},
     {"errors"},
 ]
 

@@ -1,5 +1,7 @@
 """Convolution with its norm, the norms by name, and how pixels become a backbone's input."""
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -77,10 +79,17 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
 
-NORMS: dict[str, type[nn.Module]] = {
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups as published for 256 channels, fewer where they are fewer, of four or more."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 4)), channels)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
     "frozen_bn": FrozenBatchNorm2d,
     "bn": nn.BatchNorm2d,
     "sync_bn": SyncBatchNorm,
+    "gn": _group_norm,
 }
 
 

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from detcore.backbones import build_backbone
 from detcore.backbones.layers import ConvNorm, Normalize
-from detcore.ops.anchors import square_anchors
-from detcore.ops.boxes import clip
+from detcore.models.heads import initialize, rows, tower
+from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.coder import DeltaCoder
-from detcore.ops.losses import giou_loss, mean_over_ranks, sigmoid_focal_loss
-from detcore.ops.matching import IGNORED, Matches, uniform_match
-from detcore.ops.nms import nms
-from detcore.ops.targets import Detections, Targets, compact, pick
+from detcore.ops.losses import class_loss, giou_loss, mean_over_ranks
+from detcore.ops.matching import learned
+from detcore.ops.matching.uniform import Matches, uniform_match
+from detcore.ops.select import inside, select
+from detcore.ops.targets import Detections, Targets, pick
 
-PRIOR = 0.01  # probability of an object that the first predictions start from (arXiv:1708.02002, 4.1)
 MAX_LOGIT = math.log(1e8)
 
 
@@ -71,25 +71,12 @@ class Decoder(nn.Module):
         self, channels: int, num_classes: int, anchors: int, cls_convs: int, reg_convs: int, norm: str = "bn"
     ) -> None:
         super().__init__()
-
-        def tower(length: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    ConvNorm(channels, channels, 3, norm=norm, bias=True, activation=nn.ReLU())
-                    for _ in range(length)
-                )
-            )
-
-        self.cls_tower = tower(cls_convs)
-        self.reg_tower = tower(reg_convs)
+        self.cls_tower = tower(channels, cls_convs, norm)
+        self.reg_tower = tower(channels, reg_convs, norm)
         self.cls_score = nn.Conv2d(channels, anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, anchors * 4, 3, padding=1)
         self.objectness = nn.Conv2d(channels, anchors, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - PRIOR) / PRIOR))
+        initialize(self, self.cls_score)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         regression = self.reg_tower(features)
@@ -154,10 +141,7 @@ class YOLOF(nn.Module):
         """Detections inside the true image, in pixels of `images`. NMS comes before the clipping, as in
         detectron2: clipping first changes which boxes are kept."""
         logits, deltas = self.predict(self.features(images, sizes))
-        found = self.select(logits, self.decode(deltas))
-        boxes = clip(found.boxes, sizes)
-        solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        return compact(found._replace(boxes=boxes), solid & (found.labels >= 0))
+        return inside(self.select(logits, self.decode(deltas)), sizes)
 
     def features(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Bytes to C5 (N, C, H / 32, W / 32)."""
@@ -172,7 +156,8 @@ class YOLOF(nn.Module):
 
     def anchors(self, maps: Tensor) -> Tensor:
         """Anchors (R, 4) of a map (..., H, W), in pixels."""
-        return square_anchors(*maps.shape[-2:], self.stride, self.anchor_sizes, maps.device)
+        points = grid_points(*maps.shape[-2:], self.stride, 0.0, maps.device)
+        return grid_anchors(points, self.anchor_sizes)
 
     def decode(self, deltas: Tensor) -> Tensor:
         """Deltas (N, A * 4, H, W) -> boxes (N, R, 4) in pixels, not clipped."""
@@ -194,32 +179,27 @@ class YOLOF(nn.Module):
             foreground = matches.assigned >= 0
             normalizer = mean_over_ranks(foreground.sum().float()).clamp(min=1)
 
-            rows = self._rows(logits)
-            labels = torch.where(foreground, pick(targets.labels, matches.assigned.clamp(min=0)), -1)
-            classes = torch.arange(rows.shape[-1], device=rows.device)
-            focal = sigmoid_focal_loss(rows, (labels[..., None] == classes).to(rows.dtype))
-            counted = (matches.assigned != IGNORED)[..., None]
-            loss_cls = torch.where(counted, focal, 0.0).sum() / normalizer
+            labels, _ = learned(matches.assigned, targets, otherwise=anchors)
+            loss_cls = class_loss(self._rows(logits), labels) / normalizer
 
             giou = giou_loss(pick(boxes, matches.anchor), pick(targets.boxes, matches.gt))
             loss_box = torch.where(matches.positive, giou, 0.0).sum() / normalizer
         return {"loss_cls": loss_cls, "loss_box_reg": loss_box}
 
-    @torch.no_grad()
     def select(self, logits: Tensor, boxes: Tensor) -> Detections:
-        """The best candidates after NMS by class: boxes (N, R, 4), not clipped -> at most `max` an image."""
-        scores = self._rows(logits).sigmoid()
-        classes = scores.shape[-1]
-        flat = scores.flatten(1)
-        best, index = flat.topk(min(self.topk, flat.shape[1]), dim=1)
-        candidates = pick(boxes, index // classes)
-        labels, real = index % classes, best > self.score
-        keep = nms(candidates, labels, self.nms_iou) & real  # what is not real comes last, suppresses nothing
-        return compact(Detections(candidates, best, labels, real.sum(1)), keep, self.max_detections)
+        """The best candidates after NMS by class, of boxes (N, R, 4), not clipped."""
+        return select(
+            self._rows(logits).sigmoid(),
+            boxes,
+            [boxes.shape[1]],
+            score=self.score,
+            topk=self.topk,
+            nms_iou=self.nms_iou,
+            limit=self.max_detections,
+        )
 
     def _rows(self, maps: Tensor) -> Tensor:
-        """(N, A * D, H, W) -> (N, R, D), R = (row * W + column) * A + anchor."""
-        return maps.unflatten(1, (len(self.anchor_sizes), -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        return rows(maps, len(self.anchor_sizes))
 
 
 def build_yolof(cfg: Any) -> YOLOF:

@@ -1,22 +1,28 @@
-"""Anchors on a grid."""
+"""Points and anchors on a grid; index row * width + column, and an anchor's place in its cell last."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def square_anchors(
-    height: int, width: int, stride: int, sizes: Sequence[float], device: torch.device
-) -> Tensor:
-    """Squares of side `sizes` (pixels) centred at (column * stride, row * stride).
+def grid_points(height: int, width: int, stride: int, offset: float, device: torch.device) -> Tensor:
+    """((column + offset) * stride, (row + offset) * stride) -> (height * width, 2) float32, pixels.
 
-    -> (height * width * len(sizes), 4) float32, index (row * width + column) * len(sizes) + size.
-    The centres have no half-stride offset, as in detectron2's default and in YOLOF.
+    An offset of 0 is detectron2's default for anchors, mmdetection's, and YOLOF's; FCOS has 0.5.
     """
-    y = torch.arange(height, dtype=torch.float32, device=device) * stride
-    x = torch.arange(width, dtype=torch.float32, device=device) * stride
-    centers = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 1, 2)
-    # arange, not torch.tensor(sizes, device=...): a copy from the host would wait for the device.
-    half = torch.cat([torch.full((1, 1, 2), size / 2, device=device) for size in sizes], dim=1)
-    return torch.cat([centers - half, centers + half], dim=-1).reshape(-1, 4)
+    y = (torch.arange(height, dtype=torch.float32, device=device) + offset) * stride
+    x = (torch.arange(width, dtype=torch.float32, device=device) + offset) * stride
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
+
+
+def grid_anchors(points: Tensor, sizes: Sequence[float], ratios: Sequence[float] = (1.0,)) -> Tensor:
+    """Boxes around points (P, 2), of areas size^2 and ratios height / width -> (P * A, 4).
+
+    Index point * A + size * len(ratios) + ratio.
+    """
+    # full, not torch.tensor(..., device=...): a copy from the host would wait for the device.
+    sides = [size / math.sqrt(ratio) * side for size in sizes for ratio in ratios for side in (1, ratio)]
+    half = torch.stack([points.new_full((), side / 2) for side in sides]).view(1, -1, 2)
+    return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).reshape(-1, 4)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -44,6 +45,13 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     if values.dim() == 3:
         index = index[..., None].expand(-1, -1, values.shape[2])
     return values.gather(1, index)
+
+
+def at_least_one(targets: Targets) -> Targets:
+    """The same with one padding box where G is 0: there is nothing to reduce over otherwise."""
+    if targets.boxes.shape[1]:
+        return targets
+    return Targets(F.pad(targets.boxes, (0, 0, 0, 1)), F.pad(targets.labels, (0, 1), value=-1))
 
 
 def compact(detections: Detections, keep: Tensor, limit: int | None = None) -> Detections:

@@ -69,7 +69,7 @@ _MMDET_MOBILENETV2: tuple[Rule, ...] = (
     (r"\.linear_conv\.", ".project."),
 )
 
-_PARTS = ("conv", "norm")
+_PARTS = ("conv", "norm", "relu")
 _CORNERS = {"tl": "top_left", "br": "bottom_right"}
 
 # chensnathan/YOLOF, which stands on detectron2.
@@ -120,6 +120,38 @@ _CORNERNET: tuple[Rule, ...] = (
     (r"\.bn\.", ".norm."),
 )
 
+# detectron2's RetinaNet and FCOS. Its towers are flat lists: convolution, ReLU; or convolution, norm, ReLU.
+_DETECTRON2_PYRAMID: tuple[Rule, ...] = (
+    (r"^backbone\.fpn_(lateral|output)(\d)\.", lambda m: f"neck.{m[1]}.{int(m[2]) - 3}."),
+    (r"^backbone\.top_block\.", "neck."),
+    (r"^backbone\.bottom_up\.(.+)$", lambda m: f"backbone.{rename(m[1], 'detectron2_resnet')}"),
+    (r"^head\.cls_subnet\.", "head.cls_tower."),
+    (r"^head\.bbox_subnet\.", "head.reg_tower."),
+    (r"^head\.ctrness\.", "head.centerness."),
+)
+_DETECTRON2_RETINANET: tuple[Rule, ...] = (
+    *_DETECTRON2_PYRAMID,
+    (r"_tower\.(\d+)\.", lambda m: f"_tower.{int(m[1]) // 2}.conv."),
+)
+_DETECTRON2_FCOS: tuple[Rule, ...] = (
+    *_DETECTRON2_PYRAMID,
+    (r"_tower\.(\d+)\.", lambda m: f"_tower.{int(m[1]) // 3}.{_PARTS[int(m[1]) % 3]}."),
+)
+
+# mmdetection's RetinaNet, FCOS and ATSS on a ResNet.
+_MMDET_DENSE: tuple[Rule, ...] = (
+    (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'torchvision_resnet')}"),
+    (r"^neck\.lateral_convs\.(\d)\.conv\.", r"neck.lateral.\1."),
+    (r"^neck\.fpn_convs\.([012])\.conv\.", r"neck.output.\1."),
+    (r"^neck\.fpn_convs\.([34])\.conv\.", lambda m: f"neck.p{int(m[1]) + 3}."),
+    (r"^bbox_head\.(cls|reg)_convs\.(\d+)\.", r"head.\1_tower.\2."),
+    (r"^(head\.(?:cls|reg)_tower\.\d+)\.gn\.", r"\1.norm."),
+    (r"^bbox_head\.(?:conv|atss|retina)_cls\.", "head.cls_score."),
+    (r"^bbox_head\.(?:conv|atss|retina)_reg\.", "head.bbox_pred."),
+    (r"^bbox_head\.(?:conv|atss)_centerness\.", "head.centerness."),
+    (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
+)
+
 TABLES: dict[str, tuple[Rule, ...]] = {
     "detcore": (),
     "torchvision_resnet": _TORCHVISION_RESNET,
@@ -128,6 +160,9 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "torchvision_mobilenetv2": _TORCHVISION_MOBILENETV2,
     "mmdet_mobilenetv2": _MMDET_MOBILENETV2,
     "yolof": _YOLOF,
+    "detectron2_retinanet": _DETECTRON2_RETINANET,
+    "detectron2_fcos": _DETECTRON2_FCOS,
+    "mmdet_dense": _MMDET_DENSE,
     "cornernet": _CORNERNET,
 }
 

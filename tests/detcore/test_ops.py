@@ -4,14 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from detcore.ops.anchors import square_anchors
+from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.boxes import clip, pairwise_iou
 from detcore.ops.coder import DeltaCoder
 from detcore.ops.losses import giou_loss
-from detcore.ops.matching import BACKGROUND, IGNORED, uniform_match
+from detcore.ops.matching import BACKGROUND, IGNORED
+from detcore.ops.matching.uniform import uniform_match
 from detcore.ops.nms import nms
 from detcore.ops.targets import Detections, Targets, compact
 from tests.detcore.conftest import pad_targets
+
+CPU = torch.device("cpu")
 
 
 def random_boxes(count: int, generator: torch.Generator, extent: float = 300) -> Tensor:
@@ -65,7 +68,7 @@ def match_one_image(
 @pytest.mark.parametrize("seed", range(4))
 def test_batched_matching_is_the_papers_image_by_image(counts: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    anchors = square_anchors(4, 5, 64, (32, 96, 160), torch.device("cpu"))
+    anchors = grid_anchors(grid_points(4, 5, 64, 0.0, CPU), (32, 96, 160))
     anchors = anchors + torch.rand(anchors.shape, generator=generator)  # squares on a grid tie in L1
     predicted = anchors + torch.randn(len(counts), len(anchors), 4, generator=generator) * 8
     boxes = [random_boxes(count, generator) for count in counts]
@@ -87,7 +90,7 @@ def test_batched_matching_is_the_papers_image_by_image(counts: list[int], seed: 
 
 def test_padding_of_the_ground_truth_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
-    anchors = square_anchors(4, 4, 64, (64, 128), torch.device("cpu"))
+    anchors = grid_anchors(grid_points(4, 4, 64, 0.0, CPU), (64, 128))
     predicted = anchors + torch.randn(2, len(anchors), 4, generator=generator) * 8
     targets = pad_targets(
         [random_boxes(3, generator), random_boxes(1, generator)],
@@ -104,7 +107,7 @@ def test_padding_of_the_ground_truth_changes_nothing() -> None:
 
 
 def test_fewer_anchors_than_matches_and_no_ground_truth_at_all() -> None:
-    anchors = square_anchors(1, 1, 32, (32, 64), torch.device("cpu"))
+    anchors = grid_anchors(grid_points(1, 1, 32, 0.0, CPU), (32, 64))
     one = pad_targets([torch.tensor([[0.0, 0, 20, 20]])], [torch.zeros(1, dtype=torch.int64)])
     assert uniform_match(anchors[None], anchors, one, 4, 0.15, 0.7).anchor.shape == (1, 4)
     none = Targets(torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.int64))
@@ -150,7 +153,7 @@ def test_nms_of_nothing() -> None:
 
 
 def test_anchors_start_at_the_corner_and_go_by_row() -> None:
-    anchors = square_anchors(2, 3, 32, (32, 64), torch.device("cpu"))
+    anchors = grid_anchors(grid_points(2, 3, 32, 0.0, CPU), (32, 64))
     assert anchors.shape == (12, 4)
     assert anchors[0].tolist() == [-16, -16, 16, 16]
     assert anchors[3].tolist() == [0, -32, 64, 32]  # second column, second size

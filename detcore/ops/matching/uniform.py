@@ -1,15 +1,13 @@
-"""Which anchors learn which ground truth: YOLOF's uniform matching (arXiv:2103.09460, section 4.2)."""
+"""As many anchors for every ground truth: YOLOF's uniform matching (arXiv:2103.09460, section 4.2)."""
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from detcore.ops.boxes import paired_iou, pairwise_iou, to_cxcywh
-from detcore.ops.targets import Targets, pick
-
-BACKGROUND, IGNORED = -1, -2
+from detcore.ops.matching import BACKGROUND, IGNORED
+from detcore.ops.targets import Targets, at_least_one, pick
 
 
 class Matches(NamedTuple):
@@ -41,12 +39,8 @@ def uniform_match(
     predicted (N, R, 4), anchors (R, 4), targets with G boxes an image. Distance is L1 of centre, width
     and height. A pair whose anchor has IoU < pos_ignore with its ground truth is ignored, and so is an
     unpaired anchor whose predicted box has IoU > neg_ignore with some ground truth.
-
-    Nothing here depends on how many boxes are real, so no step waits for the device.
     """
-    boxes, labels = targets
-    if boxes.shape[1] == 0:  # nothing to reduce over: one padding box says the same
-        boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
+    boxes, labels = at_least_one(targets)
     count, (images, size) = min(top, anchors.shape[0]), labels.shape
     real = labels >= 0
 
