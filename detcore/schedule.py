@@ -32,26 +32,25 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
-    """SGD over the trained parameters: those of the backbone with `backbone_lr`, norms with `norm_decay`."""
+    """Over the trained parameters: those of the backbone with `backbone_lr`, norms with `norm_decay`."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
         norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
                 groups.setdefault((path.split(".")[0] == "backbone", norm), []).append(parameter)
-    optimizer = torch.optim.SGD(
-        [
-            {
-                "params": parameters,
-                "scale": cfg.backbone_lr if backbone else 1.0,
-                "weight_decay": cfg.norm_decay if norm else cfg.weight_decay,
-            }
-            for (backbone, norm), parameters in groups.items()
-        ],
-        lr=cfg.lr,
-        momentum=cfg.momentum,
-        fused=True,  # one kernel, and with fp16 no host synchronisation
-    )
+    options = [
+        {
+            "params": parameters,
+            "scale": cfg.backbone_lr if backbone else 1.0,
+            "weight_decay": cfg.norm_decay if norm else cfg.weight_decay,
+        }
+        for (backbone, norm), parameters in groups.items()
+    ]
+    # Fused: one kernel, and with fp16 no host synchronisation.
+    if cfg.name == "adam":
+        return torch.optim.Adam(options, lr=cfg.lr, betas=(cfg.momentum, 0.999), fused=True)
+    optimizer = torch.optim.SGD(options, lr=cfg.lr, momentum=cfg.momentum, fused=True)
     if cfg.momentum:
         # Its own buffers it leaves uninitialised where fp16 overflows in the first step, which fp16 does.
         for parameter in (parameter for group in groups.values() for parameter in group):

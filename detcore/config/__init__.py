@@ -60,9 +60,10 @@ class Data(Section):
 
 
 class Optimizer(Section):
-    name: Literal["sgd"] = "sgd"
+    name: Literal["sgd", "adam"] = "sgd"
     lr: Factor
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of Adam, beta 1; its beta 2 is 0.999."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     norm_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of the parameters of norms."""

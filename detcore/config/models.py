@@ -138,4 +138,54 @@ class ATSS(Detector):
     """Nearest anchors of each level that an object chooses from."""
 
 
-Model = Annotated[YOLOF | RetinaNet | FCOS | ATSS, Field(discriminator="name")]
+class Hourglass(Section):
+    name: Literal["hourglass"] = "hourglass"
+    weights: str | None = None
+    """As of other backbones."""
+    stacks: Positive = 2
+    dims: list[Positive] = [256, 256, 384, 384, 384, 512]
+    """Channels at each resolution, from stride 4 to the innermost."""
+    blocks: list[Positive] = [2, 2, 2, 2, 2, 4]
+    """Residual blocks in a row at each resolution."""
+    stem: Positive = 128
+    """Channels of the first convolution."""
+
+    @model_validator(mode="after")
+    def paired(self) -> "Hourglass":
+        if not 2 <= len(self.dims) == len(self.blocks):
+            raise ValueError("needs `dims` and `blocks` for the same resolutions, at least two")
+        return self
+
+
+class CornerTest(Section):
+    topk: Positive = 100
+    """Corners of each kind that are paired."""
+    tag_distance: Factor = 0.5
+    """Corners whose embeddings differ by more are no pair."""
+    pairs: Positive = 1000
+    """Pairs that soft NMS sees."""
+    sigma: Factor = 0.5
+    """Of soft NMS: a box that overlaps a better one by IoU has its score multiplied by e^(-IoU^2 / sigma)."""
+    flip: bool = True
+    """Look at the mirror image, too."""
+    max: Positive = 100
+
+
+class CornerNet(Detector):
+    name: Literal["cornernet"]
+    backbone: Hourglass = Hourglass()
+    pool_channels: Positive = 128
+    """Of the branches that corner pooling works on."""
+    norm: Norm = "bn"
+    """Of the backbone, too."""
+    iou: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """A corner may be so far off that its box still has this IoU with the object's, at a smaller loss."""
+    pull: Annotated[float, Field(ge=0)] = 0.49
+    """Weight of what draws an object's embeddings together, as a mean over images. The reference has 0.1 of
+    the sum over the images of a GPU, which are 4.9."""
+    push: Annotated[float, Field(ge=0)] = 0.49
+    """Weight of what drives embeddings of different objects apart; likewise."""
+    test: CornerTest = CornerTest()
+
+
+Model = Annotated[YOLOF | RetinaNet | FCOS | ATSS | CornerNet, Field(discriminator="name")]

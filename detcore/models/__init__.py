@@ -5,12 +5,19 @@ from typing import Any
 from torch import nn
 
 from detcore.models.atss import build_atss
+from detcore.models.cornernet import build_cornernet
 from detcore.models.fcos import build_fcos
 from detcore.models.retinanet import build_retinanet
 from detcore.models.yolof import build_yolof
 from detcore.weights.loading import load_backbone
 
-MODELS = {"yolof": build_yolof, "retinanet": build_retinanet, "fcos": build_fcos, "atss": build_atss}
+MODELS = {
+    "yolof": build_yolof,
+    "retinanet": build_retinanet,
+    "fcos": build_fcos,
+    "atss": build_atss,
+    "cornernet": build_cornernet,
+}
 
 
 def build_model(cfg: Any, pretrained: bool = True) -> nn.Module:

@@ -27,6 +27,7 @@ KNOWN = {
     "op_uniform_matcher", "op_retinanet_matcher", "op_fcos_targets", "op_atss_assigner",
     "op_box_coders", "op_losses", "op_nms",
     "backbone_resnet50", "backbone_mobilenetv2", "coco_eval",
+    "cornernet", "op_corner_pool", "op_cornernet_decode", "op_cornernet_losses", "op_cornernet_targets",
 }  # fmt: skip
 
 

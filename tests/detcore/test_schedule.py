@@ -1,10 +1,12 @@
 """The learning rate as a function of the step, and which parameter gets which."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from detcore.config import Optimizer, Schedule
 from detcore.schedule import build_optimizer, lr_factor, set_lr
@@ -41,3 +43,51 @@ def test_groups() -> None:
     assert (conv.lr, conv.weight_decay) == (0.1, 0.1) and (norm.lr, norm.weight_decay) == (0.1, 0.0)
     conv, norm = found[id(model.head[0].bias)], found[id(model.head[1].weight)]
     assert (conv.lr, conv.weight_decay) == (0.4, 0.1) and (norm.lr, norm.weight_decay) == (0.4, 0.0)
+
+
+def learned(optimizer: torch.optim.Optimizer, model: nn.Module, steps: range) -> list[Tensor]:
+    """The weights after these steps, each with a gradient of its own."""
+    for step in steps:
+        set_lr(optimizer, 0.1 / (step + 1))
+        generator = torch.Generator().manual_seed(step)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_an_optimizer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    cfg = Optimizer(name=name, lr=0.1, weight_decay=0.01)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    optimizer = build_optimizer(model, cfg)
+    assert type(optimizer).__name__.lower() == name
+    learned(optimizer, model, range(3))
+    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "saved.pth")
+    undisturbed = learned(optimizer, model, range(3, 6))
+
+    weights, state = torch.load(tmp_path / "saved.pth", weights_only=True)
+    again = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    again.load_state_dict(weights)
+    optimizer = build_optimizer(again, cfg)
+    optimizer.load_state_dict(state)
+    for ours, theirs in zip(learned(optimizer, again, range(3, 6)), undisturbed, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_adam_is_the_papers() -> None:
+    """arXiv:1412.6980, algorithm 1, with the betas and epsilon it proposes."""
+    model = nn.Linear(2, 1, bias=False)
+    weight = model.weight.detach().double().clone()
+    optimizer = build_optimizer(model, Optimizer(name="adam", lr=1.0, weight_decay=0.0))
+    mean = square = torch.zeros_like(weight)
+    for step in range(1, 5):
+        model.weight.grad = torch.tensor([[1.0, -2.0]]) / step
+        gradient = model.weight.grad.double()
+        set_lr(optimizer, 0.01 * step)
+        optimizer.step()
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        rate = 0.01 * step * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+        weight = weight - rate * mean / (square.sqrt() + 1e-8)
+    torch.testing.assert_close(model.weight.detach().double(), weight, rtol=1e-5, atol=1e-6)
