@@ -58,7 +58,7 @@ class Mirror:
         self._pulse = Pulse(self._owner)
         self._record = Record(run.mirrored, store)
         stay = partial(kept, keep=max(1, keep), keep_every=keep_every)
-        self._push = Push(run, store, self._record, stay, self._confirm)
+        self._push = Push(run, store, self._record, stay, self._confirm, self._say_again)
         self._claiming, self._first = threading.RLock(), True
         # The token and fence of the last claim(), successful or not. Fence 0: no attempt was made, and all
         # that is published is how the run ended before its first one.
@@ -216,6 +216,9 @@ class Mirror:
             raise Lost
         if not held:  # a claim for the next attempt failed in the middle of this pass
             raise StoreAway("the run could not be claimed in the store")
+
+    def _say_again(self) -> None:
+        self._say(self._said.get("error"))
 
     def _say(self, error: str | None) -> None:
         """Write synced.json, if there is something new to say. A full disk must not stop the mirror."""

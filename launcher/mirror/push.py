@@ -33,6 +33,7 @@ class Push:
     """Sends one run folder to `store`.
 
     `confirm` is called before what must not be published by somebody who has lost the run; it raises then.
+    `published` is called when another checkpoint is in the store: the rest of the pass may be long.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Push:
         record: Record,
         kept: Callable[[Iterable[Mark]], set[Mark]],
         confirm: Callable[[], None],
+        published: Callable[[], None] = lambda: None,
     ) -> None:
         self._run, self._store, self._record, self._confirm = run, store, record, confirm
+        self._published = published
         self._publisher = Publisher(run, store, record, kept, confirm)
         self._told: set[str] = set()
         self._problems: dict[str, str] = {}  # of this pass: what could not be read, and why
@@ -103,7 +106,9 @@ class Push:
         while mark := max(todo & set(self._publisher.wanted()), default=None):
             todo.discard(mark)
             try:
-                if not self._publisher.send(mark):
+                if self._publisher.send(mark):
+                    self._published()
+                else:
                     newest = self._publisher.wanted()[:1]
                     self._send_needed()
                     todo.update(newest)

@@ -40,6 +40,8 @@ def verify(run: RunDir | None, store: Store | None, advance: Advance = lambda na
     The run may go on meanwhile: a checkpoint that is deleted while it is read counts for nothing. `advance`
     hears the name of each before it is read. Raises StoreAway, StoreError.
     """
+    if store:
+        store.check()
     here = ckpt.checkpoints(run) if run else []
     there = marks_of(entry.key for entry in store.list("checkpoints/")) if store else []
     found = []
