@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from detcore.backbones.hrnet import STRIDES, HRNet
 from detcore.backbones.mobilenetv2 import MobileNetV2
 from detcore.backbones.resnet import ResNet
 
@@ -32,12 +33,29 @@ def _mobilenetv2(cfg: Any, strides: Sequence[int]) -> MobileNetV2:
     return MobileNetV2(cfg.width, cfg.norm, cfg.freeze, [taps[stride] for stride in strides])
 
 
+def _hrnet(base: int) -> Any:
+    def build(cfg: Any, strides: Sequence[int]) -> HRNet:
+        return HRNet(
+            [round(cfg.width * base * 2**branch) for branch in range(4)],
+            norm=cfg.norm,
+            freeze=cfg.freeze,
+            taps=[STRIDES.index(stride) for stride in strides],
+            stem=round(cfg.width * 64),
+            middle=round(cfg.width * 64),
+        )
+
+    return build
+
+
 BACKBONES = {
     "resnet18": _resnet(18),
     "resnet34": _resnet(34),
     "resnet50": _resnet(50),
     "resnet101": _resnet(101),
     "mobilenetv2": _mobilenetv2,
+    "hrnet_w18": _hrnet(18),
+    "hrnet_w32": _hrnet(32),
+    "hrnet_w40": _hrnet(40),
 }
 
 

@@ -30,6 +30,14 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
 
 
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with the statistics it was loaded with, whose affine map is trained (mmdetection's
+    norm_eval)."""
+
+    def train(self, mode: bool = True) -> "FixedBatchNorm2d":
+        return super().train(False)
+
+
 class _Sum(torch.autograd.Function):
     """The sum of a tensor over all ranks, and that of its gradient on the way back."""
 
@@ -87,6 +95,7 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "frozen_bn": FrozenBatchNorm2d,
+    "fixed_bn": FixedBatchNorm2d,
     "bn": nn.BatchNorm2d,
     "sync_bn": SyncBatchNorm,
     "gn": _group_norm,

@@ -10,12 +10,15 @@ Norm = Literal["bn", "sync_bn"]
 
 
 class Backbone(Section):
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenetv2"]
+    name: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "mobilenetv2", "hrnet_w18", "hrnet_w32", "hrnet_w40"
+    ]
     weights: str | None = None
     """A name in detcore.weights' catalogue, a path, an s3:// or https:// address; null: random."""
     style: Literal["caffe", "torchvision"] = "torchvision"
     """Of a ResNet: where the stride is and how pixels are normalised. Must be that of the weights."""
-    norm: Literal["frozen_bn", "bn", "sync_bn"] = "frozen_bn"
+    norm: Literal["frozen_bn", "fixed_bn", "bn", "sync_bn"] = "frozen_bn"
+    """frozen_bn does not learn, fixed_bn learns all but its statistics."""
     freeze: Annotated[int, Field(ge=0, le=5)] = 0
     """Stages that are not trained: 1 the stem, 2 the stem and res2, ..."""
     width: Factor = 1.0
@@ -72,6 +75,12 @@ class Head(Section):
     """Before the predictions, for classes and for boxes each."""
 
 
+class PyramidDetector(Detector):
+    neck: Literal["fpn", "hrfpn"] = "fpn"
+    """Levels of strides 8 to 128, from features of strides 8 to 32 (fpn), or 4 to 32 (hrfpn, for HRNet)."""
+    head: Head = Head()
+
+
 class Anchors(Section):
     scale: Factor = 4.0
     """Side of a level's smallest square, in strides."""
@@ -94,9 +103,8 @@ class IoUMatch(Section):
         return self
 
 
-class RetinaNet(Detector):
+class RetinaNet(PyramidDetector):
     name: Literal["retinanet"]
-    head: Head = Head()
     anchors: Anchors = Anchors()
     match: IoUMatch = IoUMatch()
     normalizer: Factor = 100.0
@@ -104,9 +112,8 @@ class RetinaNet(Detector):
     test: Test = Test(nms=0.5)
 
 
-class FCOS(Detector):
+class FCOS(PyramidDetector):
     name: Literal["fcos"]
-    head: Head = Head()
     style: Literal["original", "detectron2"] = "original"
     """detectron2's has no scales, weighs all boxes alike, divides the losses by a moving average and
     compares sqrt(class x centerness) with `test.score`, not the class alone."""
@@ -127,9 +134,8 @@ class FCOS(Detector):
         return self
 
 
-class ATSS(Detector):
+class ATSS(PyramidDetector):
     name: Literal["atss"]
-    head: Head = Head()
     scale: Factor = 8.0
     """Side of the anchors, in strides."""
     offset: Share = 0.0

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.backbones import build_backbone
 from detcore.models.dense import DenseDetector
 from detcore.models.heads import DenseHead, Predictions
-from detcore.necks.fpn import FPN
+from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.boxes import to_cxcywh
 from detcore.ops.coder import DeltaCoder, centerness, to_distances
@@ -90,10 +89,9 @@ class ATSS(DenseDetector):
 
 def build_atss(cfg: Any) -> ATSS:
     """cfg: the recipe's `train.model`."""
-    backbone, channels = build_backbone(cfg.backbone, FPN.inputs), cfg.head.channels
-    neck = FPN(backbone.channels, channels, top="p5", relu=False)
+    backbone, neck = build_pyramid(cfg, top="p5", relu=False)
     head = DenseHead(
-        channels,
+        cfg.head.channels,
         cfg.num_classes,
         convs=cfg.head.convs,
         norm="gn",

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.backbones import build_backbone
 from detcore.models.dense import DenseDetector
 from detcore.models.heads import DenseHead, Predictions
-from detcore.necks.fpn import FPN
+from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_points
 from detcore.ops.coder import centerness, from_distances, to_distances
 from detcore.ops.losses import MovingCount, class_loss, giou_loss, iou_loss, mean_over_ranks
@@ -121,10 +120,9 @@ class FCOS(DenseDetector):
 
 def build_fcos(cfg: Any) -> FCOS:
     """cfg: the recipe's `train.model`."""
-    backbone, channels = build_backbone(cfg.backbone, FPN.inputs), cfg.head.channels
-    neck = FPN(backbone.channels, channels, top="p5")
+    backbone, neck = build_pyramid(cfg, top="p5")
     head = DenseHead(
-        channels,
+        cfg.head.channels,
         cfg.num_classes,
         convs=cfg.head.convs,
         norm="gn",

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcore.backbones import build_backbone
 from detcore.models.dense import DenseDetector
 from detcore.models.heads import DenseHead, Predictions
-from detcore.necks.fpn import FPN
+from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.coder import DeltaCoder
 from detcore.ops.losses import MovingCount, class_loss, smooth_l1_loss
@@ -83,14 +82,14 @@ class RetinaNet(DenseDetector):
 
 def build_retinanet(cfg: Any) -> RetinaNet:
     """cfg: the recipe's `train.model`."""
-    backbone, channels, anchors = build_backbone(cfg.backbone, FPN.inputs), cfg.head.channels, cfg.anchors
-    neck = FPN(backbone.channels, channels, top="c5")
+    anchors = cfg.anchors
+    backbone, neck = build_pyramid(cfg, top="c5")
     octaves = [anchors.scale * 2 ** (i / anchors.octave) for i in range(anchors.octave)]
     count = len(octaves) * len(anchors.ratios)
     return RetinaNet(
         backbone,
         neck,
-        DenseHead(channels, cfg.num_classes, anchors=count, convs=cfg.head.convs),
+        DenseHead(cfg.head.channels, cfg.num_classes, anchors=count, convs=cfg.head.convs),
         [[stride * octave for octave in octaves] for stride in neck.strides],
         anchors.ratios,
         negative=cfg.match.negative,

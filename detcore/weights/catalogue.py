@@ -34,4 +34,7 @@ CATALOGUE = {
     "msra_r101": Source(f"{_DETECTRON2}/MSRA/R-101.pkl", "resnet101", "caffe"),
     "openmmlab_msra_r50": Source(f"{_OPENMMLAB}/resnet50_msra-5891d200.pth", "resnet50", "caffe"),
     "openmmlab_msra_r101": Source(f"{_OPENMMLAB}/resnet101_msra-6cc46731.pth", "resnet101", "caffe"),
+    "openmmlab_hrnet_w18": Source(f"{_OPENMMLAB}/hrnetv2_w18-00eb2006.pth", "hrnet_w18"),
+    "openmmlab_hrnet_w32": Source(f"{_OPENMMLAB}/hrnetv2_w32-dc9eeb4f.pth", "hrnet_w32"),
+    "openmmlab_hrnet_w40": Source(f"{_OPENMMLAB}/hrnetv2_w40-ed0b031c.pth", "hrnet_w40"),
 }

@@ -138,18 +138,42 @@ _DETECTRON2_FCOS: tuple[Rule, ...] = (
     (r"_tower\.(\d+)\.", lambda m: f"_tower.{int(m[1]) // 3}.{_PARTS[int(m[1]) % 3]}."),
 )
 
-# mmdetection's RetinaNet, FCOS and ATSS on a ResNet.
-_MMDET_DENSE: tuple[Rule, ...] = (
-    (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'torchvision_resnet')}"),
-    (r"^neck\.lateral_convs\.(\d)\.conv\.", r"neck.lateral.\1."),
-    (r"^neck\.fpn_convs\.([012])\.conv\.", r"neck.output.\1."),
-    (r"^neck\.fpn_convs\.([34])\.conv\.", lambda m: f"neck.p{int(m[1]) + 3}."),
+# HRNet's own files and mmdetection's, which have the same names.
+_HRNET: tuple[Rule, ...] = (
+    (r"^(conv|bn)([12])\.", lambda m: f"stem.{int(m[2]) - 1}.{'conv' if m[1] == 'conv' else 'norm'}."),
+    (r"^layer1\.", "stage1."),
+    (r"^transition(\d)\.(\d)\.(?:0\.)?([01])\.",
+     lambda m: f"stage{int(m[1]) + 1}.transition.{m[2]}.{_PARTS[int(m[3])]}."),
+    (r"^stage([234])\.(\d)\.", r"stage\1.blocks.\2."),
+    (r"\.fuse_layers\.(\d\.\d)\.([01])\.(?=[a-z])",
+     lambda m: f".fusion.paths.{m[1]}.0.{_PARTS[int(m[2])]}."),
+    (r"\.fuse_layers\.(\d\.\d\.\d)\.([01])\.", lambda m: f".fusion.paths.{m[1]}.{_PARTS[int(m[2])]}."),
+    (r"\.conv(\d)\.(?=weight$)", r".conv\1.conv."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.([01])\.", lambda m: f".shortcut.{_PARTS[int(m[1])]}."),
+)  # fmt: skip
+
+# mmdetection's RetinaNet, FCOS and ATSS: the head, with FPN on a ResNet, with HRFPN on HRNet.
+_MMDET_HEAD: tuple[Rule, ...] = (
     (r"^bbox_head\.(cls|reg)_convs\.(\d+)\.", r"head.\1_tower.\2."),
     (r"^(head\.(?:cls|reg)_tower\.\d+)\.gn\.", r"\1.norm."),
     (r"^bbox_head\.(?:conv|atss|retina)_cls\.", "head.cls_score."),
     (r"^bbox_head\.(?:conv|atss|retina)_reg\.", "head.bbox_pred."),
     (r"^bbox_head\.(?:conv|atss)_centerness\.", "head.centerness."),
     (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
+)
+_MMDET_DENSE: tuple[Rule, ...] = (
+    (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'torchvision_resnet')}"),
+    (r"^neck\.lateral_convs\.(\d)\.conv\.", r"neck.lateral.\1."),
+    (r"^neck\.fpn_convs\.([012])\.conv\.", r"neck.output.\1."),
+    (r"^neck\.fpn_convs\.([34])\.conv\.", lambda m: f"neck.p{int(m[1]) + 3}."),
+    *_MMDET_HEAD,
+)
+_MMDET_DENSE_HRNET: tuple[Rule, ...] = (
+    (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'hrnet')}"),
+    (r"^neck\.reduction_conv\.conv\.", "neck.reduction."),
+    (r"^neck\.fpn_convs\.(\d)\.conv\.", r"neck.output.\1."),
+    *_MMDET_HEAD,
 )
 
 TABLES: dict[str, tuple[Rule, ...]] = {
@@ -159,10 +183,12 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "caffe2_resnet": _CAFFE2_RESNET,
     "torchvision_mobilenetv2": _TORCHVISION_MOBILENETV2,
     "mmdet_mobilenetv2": _MMDET_MOBILENETV2,
+    "hrnet": _HRNET,
     "yolof": _YOLOF,
     "detectron2_retinanet": _DETECTRON2_RETINANET,
     "detectron2_fcos": _DETECTRON2_FCOS,
     "mmdet_dense": _MMDET_DENSE,
+    "mmdet_dense_hrnet": _MMDET_DENSE_HRNET,
     "cornernet": _CORNERNET,
 }
 

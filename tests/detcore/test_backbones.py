@@ -22,11 +22,13 @@ def test_every_backbone_gives_what_it_announces(name: str) -> None:
     # Weights without the classifier, as torchvision counts them.
     ("name", "count"),
     [("resnet18", 11_176_512), ("resnet34", 21_284_672), ("resnet50", 23_508_032), ("resnet101", 42_500_160),
-     ("mobilenetv2", 2_223_872)],
+     ("mobilenetv2", 2_223_872),
+     # HRNet's classifiers, of 21.3, 41.2 and 57.6 million, without what follows the branches
+     ("hrnet_w18", 9_562_260), ("hrnet_w32", 29_305_536), ("hrnet_w40", 45_521_216)],
 )  # fmt: skip
 def test_full_width_is_the_published_network(name: str, count: int) -> None:
     with torch.device("meta"):
-        backbone = build_backbone(Backbone(name=name, norm="bn"))
+        backbone = build_backbone(Backbone(name=name, norm="bn"), (4, 8, 16, 32))
     assert sum(p.numel() for p in backbone.parameters()) == count
 
 
@@ -41,7 +43,17 @@ def test_taps_give_the_pyramid() -> None:
     assert [f.shape[-1] for f in features] == [16, 8, 4, 2]
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2"])
+@pytest.mark.parametrize("strides", [(32,), (8, 16, 32), (4, 8, 16, 32)])
+def test_every_weight_of_hrnet_has_a_gradient_whichever_branches_are_used(strides: tuple[int, ...]) -> None:
+    backbone = build_backbone(Backbone(name="hrnet_w18", width=0.125, norm="bn"), strides)
+    features = backbone(torch.rand(2, 3, 64, 96))
+    assert [(64 // f.shape[2], 96 // f.shape[3]) for f in features] == [(s, s) for s in strides]
+    assert [f.shape[1] for f in features] == list(backbone.channels)
+    sum(f.sum() for f in features).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2", "hrnet_w18"])
 @pytest.mark.parametrize("freeze", [0, 1, 2, 5])
 def test_frozen_stages_do_not_learn_even_statistics(name: str, freeze: int) -> None:
     backbone = build_backbone(Backbone(name=name, width=0.25, norm="bn", freeze=freeze)).train()
@@ -60,6 +72,7 @@ def test_frozen_stages_do_not_learn_even_statistics(name: str, freeze: int) -> N
         "resnet50": [{"stem"}, {"res2"}, {"res3"}, {"res4"}, {"res5"}],
         "mobilenetv2": [{"conv1", "layer1"}, {"layer2"}, {"layer3"}, {"layer4", "layer5"},
                         {"layer6", "layer7", "conv2"}],
+        "hrnet_w18": [{"stem"}, {"stage1"}, {"stage2"}, {"stage3"}, {"stage4"}],
     }[name]  # fmt: skip
     assert changed == set().union(*stages[freeze:])
 
@@ -76,6 +89,14 @@ def test_frozen_batch_norm_is_batch_norm_in_eval_mode() -> None:
     torch.testing.assert_close(frozen(x), plain(x), atol=1e-6, rtol=1e-5)
     assert not list(frozen.parameters())
     assert frozen(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_fixed_batch_norm_keeps_its_statistics_and_learns_the_rest() -> None:
+    backbone = build_backbone(Backbone(name="resnet18", width=0.25, norm="fixed_bn")).train()
+    backbone(torch.rand(2, 3, 64, 64))[0].sum().backward()
+    norm = backbone.res5[1].conv2.norm
+    assert norm.weight.grad.any() and norm.bias.grad.any()
+    assert not norm.running_mean.any() and norm.running_var.eq(1).all()
 
 
 def test_pixels_are_normalised_and_padding_is_zero_whatever_lies_there() -> None:
