@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from detcore import checkpoint as ckpt
 from detcore.distributed import World
+from detcore.errors import TrainingError
 from detcore.recorder import Recorder
 from detcore.rundir import RunDir, sweep
 from detcore.writer import NotFinite, Writer
@@ -22,6 +23,10 @@ def find(run: RunDir, world: World, recorder: Recorder) -> ckpt.Checkpoint | Non
         ckpt.sweep(run.checkpoints)
         found = ckpt.newest(run.checkpoints, recorder.say, recorder.heartbeat.beat)
     return world.from_first(found)
+
+
+def weights_not_finite(step: int) -> TrainingError:
+    return TrainingError(f"a weight is not finite after step {step}; no checkpoint was written of it")
 
 
 class Saver:

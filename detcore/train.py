@@ -29,7 +29,7 @@ from detcore.evaluate import evaluate
 from detcore.learner import Learner, fit, settle
 from detcore.recipe import read_recipe
 from detcore.recorder import Recorder
-from detcore.saving import Saver, find
+from detcore.saving import Saver, find, weights_not_finite
 from detcore.weights import WeightsError
 
 COMPILING = 1800.0  # seconds that the first step may take when it compiles
@@ -144,7 +144,7 @@ class Trainer:
             wants_stop |= news.flags[0] > 0
             wants_save |= news.flags[1] > 0
             if news.flags[2]:
-                raise self.broken(int(news.flags[2]))
+                raise weights_not_finite(int(news.flags[2]))
             if not all(map(isfinite, news.terms)):
                 raise self.not_finite(news)
             self.recorder.step(news.step, self.by_name(news.terms), self.feed.waited)
@@ -163,9 +163,6 @@ class Trainer:
             "a lower learning rate, a longer warm-up or schedule.optimizer.clip may help"
         )
 
-    def broken(self, step: int) -> TrainingError:
-        return TrainingError(f"a weight is not finite after step {step}; no checkpoint was written of it")
-
     # ---- saving, coming back, evaluating -------------------------------------------------------------
 
     def save(self) -> None:
@@ -178,7 +175,7 @@ class Trainer:
         self.listen(self.murmur.drain(self.wishes()))
         self.saver.finish(self.step, *self.state())
         if self.saver.broken is not None:
-            raise self.broken(self.saver.broken)
+            raise weights_not_finite(self.saver.broken)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All else that resuming needs, and the weights; `classes` are for those who use the weights."""
