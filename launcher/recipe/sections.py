@@ -150,6 +150,8 @@ class Restart(Section):
 class Checkpoint(Section):
     every: Interval = "600s"
     """Time (10m, 90s) or steps (500it) between checkpoints."""
+    busy: Literal["wait", "skip"] = "wait"
+    """What a checkpoint does that is due while the one before is still being written. The last one waits."""
     keep: Annotated[int, Field(ge=1)] = 3
     """How many checkpoints stay, the newest, on disk and in the store."""
     keep_every: Steps | None = None

@@ -103,6 +103,7 @@ def command(
         "LAUNCH_ATTEMPT": str(attempt),
         "LAUNCH_SAVE_BUDGET": f"{budget:g}",
         "LAUNCH_CHECKPOINT_EVERY": recipe.checkpoint.every,
+        "LAUNCH_CHECKPOINT_BUSY": recipe.checkpoint.busy,
         "LAUNCH_CHECKPOINT_KEEP": str(recipe.checkpoint.keep),
         "LAUNCH_CHECKPOINT_KEEP_EVERY": steps(recipe.checkpoint.keep_every),
         "LAUNCH_RECIPE_HASH": record.get("recipe_hash") or recipe.hash(),

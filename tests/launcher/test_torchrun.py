@@ -28,7 +28,7 @@ def build(tmp_path: Path, recipe: Recipe, base: dict[str, str] | None = None, **
 
 
 def test_what_the_contract_promises(tmp_path: Path) -> None:
-    policy = {"every": "500it", "keep": 2, "keep_every": "5000it"}
+    policy = {"every": "500it", "busy": "skip", "keep": 2, "keep_every": "5000it"}
     told = build(tmp_path, make(tmp_path, restart={"grace": "30s"}, checkpoint=policy))
     assert "--nproc-per-node=2" in told.argv and "--max-restarts=0" in told.argv
     assert "--shutdown-timeout=28" in told.argv, "torchrun kills before the supervisor does"
@@ -41,6 +41,7 @@ def test_what_the_contract_promises(tmp_path: Path) -> None:
             "LAUNCH_ATTEMPT": "3",
             "LAUNCH_SAVE_BUDGET": "28",
             "LAUNCH_CHECKPOINT_EVERY": "500it",
+            "LAUNCH_CHECKPOINT_BUSY": "skip",
             "LAUNCH_CHECKPOINT_KEEP": "2",
             "LAUNCH_CHECKPOINT_KEEP_EVERY": "5000it",
             "LAUNCH_RECIPE_HASH": "h",
