@@ -29,7 +29,8 @@ class DeltaCoder(NamedTuple):
         box, anchor = to_cxcywh(boxes), to_cxcywh(anchors)
         shift = (box[..., :2] - anchor[..., :2]) / anchor[..., 2:]
         scale = (box[..., 2:] / anchor[..., 2:]).log()
-        return torch.cat([shift, scale], dim=-1) * shift.new_tensor(self.weights)
+        deltas = zip((*shift.unbind(-1), *scale.unbind(-1)), self.weights, strict=True)
+        return torch.stack([delta * weight for delta, weight in deltas], dim=-1)
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Deltas (..., 4) against anchors that broadcast with them -> boxes (..., 4)."""

@@ -71,6 +71,24 @@ def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
     return targets
 
 
+def batch(count: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Targets]:
+    """Images of which the second has no object, and the others one and two."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 128, 160), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[128, 160], [100, 150], [90, 120]])[:count]
+    boxes = [[[10.0, 10, 70, 60], [30, 40, 149, 99]], [], [[5, 5, 88, 80]]]
+    labels = [[0, 2], [], [1]]
+    targets = pad_targets(
+        [torch.tensor(b).reshape(-1, 4) for b in boxes[:count]],
+        [torch.tensor(c, dtype=torch.int64) for c in labels[:count]],
+    )
+    return images, sizes, targets
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 images to train on and 12 to evaluate on, of 64 pixels."""

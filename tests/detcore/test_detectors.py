@@ -1,0 +1,283 @@
+"""What holds for every detector, from a recipe's section to losses and detections. Their numbers are compared
+in test_fixtures_*.py."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from detcore.backbones.layers import SyncBatchNorm
+from detcore.models import build_model
+from detcore.ops.targets import Targets
+from tests.detcore.conftest import batch, model_section, total
+
+BACKBONE = {"name": "resnet18", "width": 0.25, "norm": "bn"}
+HEAD = {"channels": 16, "convs": 1}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "yolof": {
+        "name": "yolof",
+        "encoder": {"channels": 32, "mid_channels": 8, "dilations": [2, 4]},
+        "decoder": {"cls_convs": 1, "reg_convs": 2},
+    },
+    "retinanet": {"name": "retinanet", "head": HEAD},
+    "fcos": {"name": "fcos", "head": HEAD},
+    "fcos-exp": {
+        "name": "fcos",
+        "head": HEAD,
+        "distances": "exp",
+        "centerness": "cls",
+        "radius": None,
+        "box_loss": "iou",
+    },
+    "fcos-detectron2": {"name": "fcos", "head": HEAD, "style": "detectron2"},
+    "atss": {"name": "atss", "head": HEAD},
+}
+EACH = pytest.mark.parametrize("name", SECTIONS)
+ONE_OF_A_KIND = pytest.mark.parametrize("name", ["yolof", "retinanet", "fcos", "atss"])
+
+
+def small(name: str, seed: int = 0, **changes: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    section = (
+        {"num_classes": 3, "backbone": BACKBONE, "test": {"score": 0.0, "topk": 200}}
+        | SECTIONS[name]
+        | changes
+    )
+    return build_model(model_section(section))
+
+
+@pytest.mark.parametrize(
+    ("changes", "millions"),
+    [
+        ({"name": "yolof"}, 44.11),
+        # torchvision's FCOS has 32,269,600 with 91 classes
+        ({"name": "fcos", "style": "detectron2", "num_classes": 91}, 32.27),
+        ({"name": "retinanet"}, 37.92),
+    ],
+)
+def test_parameters_of_the_published_models(changes: dict[str, Any], millions: float) -> None:
+    backbone = {"name": "resnet50", "style": "caffe", "norm": "frozen_bn", "freeze": 2}
+    with torch.device("meta"):
+        model = build_model(model_section({"num_classes": 80, "backbone": backbone} | changes))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [("yolof", "resnet50"), ("retinanet", "mobilenetv2"), ("fcos", "resnet50"), ("atss", "mobilenetv2")],
+)
+def test_it_learns_one_batch(name: str, backbone: str) -> None:
+    model = small(name, backbone={"name": backbone, "width": 0.25, "norm": "bn"})
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    history = []
+    for _ in range(12):
+        loss = total(model(*batch()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.75 * history[0], history
+
+
+@EACH
+def test_images_without_objects_and_batches_without_any(name: str) -> None:
+    model = small(name)
+    images, sizes, _ = batch()
+    for empty in (
+        Targets(torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.int64)),
+        Targets(torch.zeros(3, 4, 4), torch.full((3, 4), -1)),
+    ):
+        losses = model(images, sizes, empty)
+        assert losses.pop("loss_cls") > 0 and not any(losses.values())
+        model.zero_grad()
+        total(model(images, sizes, empty)).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@ONE_OF_A_KIND
+def test_an_image_with_500_objects(name: str) -> None:
+    """Many in one place, some without an area, and beside them an image with one."""
+    model = small(name)
+    images, sizes, _ = batch(2)
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 500, 2, 2, generator=generator) * torch.tensor([160.0, 128.0])
+    boxes = torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1).round()
+    boxes[:, 100:200] = boxes[:, :1]
+    boxes[:, 200:220, 2] = boxes[:, 200:220, 0]
+    labels = torch.randint(0, 3, (2, 500), generator=generator)
+    labels[1, 1:] = -1
+    losses = model(images, sizes, Targets(boxes, labels))
+    total(losses).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@ONE_OF_A_KIND
+def test_what_lies_in_the_padding_changes_nothing(name: str) -> None:
+    model = small(name).eval()
+    images, sizes, targets = batch()
+    noisy = images.clone()
+    for image, (height, width) in zip(noisy, sizes.tolist(), strict=True):
+        image[:, height:] = 77
+        image[:, :, width:] = 99
+    padded = Targets(
+        torch.cat([targets.boxes, torch.full((3, 4, 4), 60.0)], 1),
+        torch.cat([targets.labels, torch.full((3, 4), -1)], 1),
+    )
+    clean, dirty = model(images, sizes, targets), model(noisy, sizes, padded)
+    for key, loss in clean.items():
+        torch.testing.assert_close(dirty[key], loss)
+
+
+@EACH
+def test_detections_of_one_image_are_those_of_the_batch(name: str) -> None:
+    model = small(name).eval()
+    images, sizes, _ = batch()
+    together = model.detect(images, sizes)
+    assert (together.count > 0).all()
+    for i, count in enumerate(together.count.tolist()):
+        alone = model.detect(images[i : i + 1], sizes[i : i + 1])
+        assert alone.count.tolist() == [count]
+        torch.testing.assert_close(alone.boxes[0, :count], together.boxes[i, :count], atol=1e-2, rtol=0)
+        torch.testing.assert_close(alone.scores[0, :count], together.scores[i, :count], atol=1e-5, rtol=0)
+        height, width = sizes[i].tolist()
+        boxes = together.boxes[i, :count]
+        assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        scores = together.scores[i, :count]
+        assert (scores.diff() <= 0).all()
+
+
+@ONE_OF_A_KIND
+def test_a_score_that_nothing_reaches_gives_nothing(name: str) -> None:
+    model = small(name, test={"score": 1.0}).eval()
+    images, sizes, _ = batch()
+    found = model.detect(images, sizes)
+    assert found.count.tolist() == [0, 0, 0] and (found.labels == -1).all() and not found.boxes.any()
+
+
+@ONE_OF_A_KIND
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_stay_float32_under_autocast(name: str, dtype: torch.dtype) -> None:
+    exact = small(name)(*batch())
+    model = small(name)
+    with torch.autocast("cpu", dtype=dtype):
+        losses = model(*batch())
+    total(losses).backward()
+    for key, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[key], rtol=0.05, atol=0.05)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+class Uploads(TorchDispatchMode):
+    """Counts tensors made from Python numbers: on a device each is a copy that the host waits for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+@EACH
+def test_a_training_step_asks_for_no_value(name: str) -> None:
+    """Fake tensors have shapes and no values: .item(), nonzero, a boolean index, `if tensor` all raise."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model = small(name)
+        images, sizes, targets = batch()
+        arguments = (mode.from_tensor(images), mode.from_tensor(sizes), targets.map(mode.from_tensor))
+        with Uploads() as uploads:
+            total(model(*arguments)).backward()
+    assert uploads.count == 0
+
+
+@EACH
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks a CUDA device")
+def test_a_training_step_never_waits_for_the_device(name: str) -> None:
+    images, sizes, targets = batch()
+    model = small(name).cuda()
+    arguments = (images.cuda(), sizes.cuda(), targets.map(Tensor.cuda))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        total(model(*arguments)).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@ONE_OF_A_KIND
+def test_the_training_step_is_one_graph(name: str) -> None:
+    """torch.compile finds nothing it cannot trace: no break, so no point where the host must look."""
+    model = small(name)
+    losses = torch.compile(model, fullgraph=True, backend="eager")(*batch())
+    for key, loss in small(name)(*batch()).items():
+        torch.testing.assert_close(losses[key], loss)
+
+
+def worker(rank: int, store: str, results: str) -> None:
+    """One of two ranks, with half of the batch; writes its share of what one process would compute."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    images, sizes, targets = batch(2)
+    one = slice(rank, rank + 1)
+    said: dict[str, Any] = {}
+    for name in SECTIONS:
+        model = small(name).eval()
+        losses = model(images[one], sizes[one], Targets(targets.boxes[one], targets.labels[one]))
+        total(losses).backward()
+        shared = [torch.stack(list(losses.values())).detach() / 2, *(p.grad / 2 for p in model.parameters())]
+        for tensor in shared:
+            dist.all_reduce(tensor)
+        said[name] = shared
+
+    norm = SyncBatchNorm(3)
+    x = torch.arange(48.0).reshape(2, 3, 2, 4).sin().requires_grad_()
+    y = norm(x[one])
+    y.square().mul(torch.arange(4.0)).sum().backward()
+    torch.save(
+        said | {"y": y.detach(), "x": x.grad[one], "state": norm.state_dict()}, f"{results}/{rank}.pth"
+    )
+    dist.destroy_process_group()
+
+
+def test_two_ranks_are_one_big_batch(tmp_path: Path) -> None:
+    """The rank without objects counts in the normalisers; SyncBatchNorm sees both ranks' values."""
+    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
+
+    for name in SECTIONS:
+        model = small(name).eval()
+        losses = model(*batch(2))
+        total(losses).backward()
+        together = [torch.stack(list(losses.values())), *(p.grad for p in model.parameters())]
+        for ours, wanted in zip(ranks[0][name], together, strict=True):
+            torch.testing.assert_close(ours, wanted.detach(), rtol=1e-4, atol=1e-6)
+
+    norm = nn.BatchNorm2d(3)
+    x = torch.arange(48.0).reshape(2, 3, 2, 4).sin().requires_grad_()
+    y = norm(x)
+    y.square().mul(torch.arange(4.0)).sum().backward()
+    torch.testing.assert_close(torch.cat([rank["y"] for rank in ranks]), y.detach())
+    torch.testing.assert_close(torch.cat([rank["x"] for rank in ranks]), x.grad, rtol=1e-4, atol=1e-5)
+    for rank in ranks:
+        for key, value in norm.state_dict().items():
+            torch.testing.assert_close(rank["state"][key], value)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos-detectron2"])
+def test_the_moving_normaliser_is_kept_and_moves_only_in_training(name: str) -> None:
+    model, (images, sizes, targets) = small(name), batch()
+    start = model.normalizer.average.clone()
+    model.eval()(images, sizes, targets)
+    assert model.normalizer.average.equal(start)
+    model.train()(images, sizes, targets)
+    foreground = (model.normalizer.average - 0.9 * start) / 0.1
+    torch.testing.assert_close(foreground, foreground.round(), rtol=1e-3, atol=1e-3)
+    assert "normalizer.average" in model.state_dict() and not model.normalizer.average.equal(start)
