@@ -81,9 +81,9 @@ def written_aside(path: Path, durable: bool = True) -> Iterator[int]:
             yield fd
             if durable:
                 os.fsync(fd)
+            aside.rename(path)
         finally:
             os.close(fd)
-        aside.rename(path)
         if durable:
             sync_folder(path.parent)
     except BaseException:
@@ -92,7 +92,7 @@ def written_aside(path: Path, durable: bool = True) -> Iterator[int]:
 
 
 def _aside(path: Path) -> tuple[Path, int]:
-    """A new file beside `path`, locked: the kernel lets the lock go with its writer, and who gets it may remove
+    """A new file beside `path`, locked: who gets the lock after us knows that we are dead, and may remove
     the file."""
     start = path.name.encode(errors="replace")[:100].decode(errors="ignore")
     while True:

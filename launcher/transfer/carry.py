@@ -12,7 +12,7 @@ from launcher.transfer.places import Place
 from launcher.transfer.plan import Plan, same_time
 from launcher.transfer.report import Report, Summary
 from launcher.transfer.tree import Tree, drop_temporary, set_time
-from launcher.transfer.uploads import of_store
+from launcher.transfer.uploads import bucket_of, of_store
 
 THREADS = 16
 STOP_WITHIN = 1.5  # seconds for what is in flight to end in order; then it is left behind
@@ -52,6 +52,9 @@ class Carrier:
         jobs = [(entry, key, False) for entry, key in plan.copy]
         jobs += [(entry, key, True) for entry, key in plan.look]
         self.report.begin(len(jobs), sum(entry.size for entry, _, _ in jobs))
+        for place in (self.source, self.target):
+            if bucket := bucket_of(place.store):
+                bucket.watch = self._watch
         if self._uploads and not self._dry:
             self._uploads.clean()
         before = self._ended()

@@ -77,7 +77,7 @@ class Tree:
         """Remove the temporary files that no living process holds (see `written_aside`)."""
         for key in temporary:
             with suppress(OSError), self.parent(key) as (fd, name):
-                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+                file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
                 try:
                     flock(file, LOCK_EX | LOCK_NB)
                     os.unlink(name, dir_fd=fd)

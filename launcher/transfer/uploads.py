@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import StoreError
 from launcher.storage import Store
+
+if TYPE_CHECKING:
+    from launcher.storage.bucket import Bucket
 
 Abort = Callable[[str, str | None], None]  # of one upload, by key and id; no id: all to exactly this key
 
@@ -76,8 +79,18 @@ class Uploads:
 
 def of_store(store: Store) -> Uploads | None:
     """The records of what this store uploads; None if it has no uploads that could be left behind."""
-    bucket = getattr(store, "bucket", None)
-    return Uploads(f"{bucket.where}/{bucket.name}", getattr(bucket, "abort", print)) if bucket else None
+    bucket = bucket_of(store)
+    if bucket is None:
+        return None
+    uploads = Uploads(f"{bucket.where}/{bucket.name}", bucket.abort)
+    bucket.recorded = uploads.recorded
+    return uploads
+
+
+def bucket_of(store: Store) -> "Bucket | None":
+    """What an S3 store sends its requests by. (An import of its class would be one of boto3.)"""
+    bucket: Bucket | None = getattr(store, "bucket", None)
+    return bucket
 
 
 def folder() -> Path:

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from launcher.transfer import Report, Summary
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Terminal(Report):
     """Lines go to stdout, problems and the summary to stderr; the bar only where stderr is a terminal."""
@@ -22,8 +24,7 @@ class Terminal(Report):
         self._bar: Bar | None = None
 
     def __enter__(self) -> "Terminal":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -32,6 +33,9 @@ class Terminal(Report):
         self.tick()
         if self._bar is not None:
             self._bar.stop()
+        if not self._signal:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def stopped(self) -> bool:
         return self._signal != 0
