@@ -102,6 +102,9 @@ class Mirror:
     def _clear_up(self) -> None:
         """What our dead predecessors left half-sent; nothing of ours is under way yet, and an older attempt
         that still sends is fenced."""
+        for path in (self._run.synced, self._run.mirrored):
+            for left in self._run.path.glob(f".{path.name}.tmp-*"):
+                left.unlink(missing_ok=True)
         try:
             if swept := self._store.sweep():
                 log.info("%d unfinished uploads of earlier attempts were removed", swept)

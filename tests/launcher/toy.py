@@ -30,6 +30,7 @@ parser.add_argument("--late", type=float, default=0.0, help="seconds until the s
 parser.add_argument("--save", type=float, default=0.0, help="seconds that saving takes")
 parser.add_argument("--careless", action="store_true", help="leave at SIGTERM without a checkpoint")
 parser.add_argument("--forgetful", action="store_true", help="go on from a sum that is not the saved one")
+parser.add_argument("--ballast", type=int, default=0, help="MB that a checkpoint weighs; older ones go")
 parser.add_argument("--fail", help="write the outcome `failed`")
 args = parser.parse_args()
 told = os.environ.get("LAUNCH_CHECKPOINT_EVERY", "")
@@ -52,13 +53,19 @@ def on_sigterm(number: int, frame: object) -> None:
     stopping = True
 
 
+def candidates() -> list[Path]:
+    """Checkpoints, newest first."""
+    found = [path.parent for path in (RUN / "checkpoints").glob("step-*/manifest.json")]
+    age = lambda path: (int(path.name.split("-")[3]), int(path.name.split("-")[1]))  # noqa: E731
+    return sorted(found, key=age, reverse=True)
+
+
 def newest() -> tuple[int, int]:
     """(step, sum) to go on from."""
-    found = [path.parent for path in (RUN / "checkpoints").glob("step-*/manifest.json")]
+    found = candidates()
     if not found:
         return 0, 0
-    folder = max(found, key=lambda path: (int(path.name.split("-")[3]), int(path.name.split("-")[1])))
-    state = json.loads((folder / "train.pth").read_text())
+    state = json.loads((found[0] / "train.pth").read_text())
     return state["step"], state["sum"] + args.forgetful
 
 
@@ -72,11 +79,21 @@ def checkpoint(step: int, total: int) -> None:
     aside.mkdir(parents=True)
     data = json.dumps({"step": step, "sum": total}).encode()
     (aside / "train.pth").write_bytes(data)
+    if args.ballast:
+        (aside / "model.pth").write_bytes(step.to_bytes(8, "big") * (args.ballast << 17))
     time.sleep(args.save)
-    file = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {"schema": 1, "step": step, "fence": FENCE, "files": {"train.pth": file}}
+    files = {path.name: file(path.read_bytes()) for path in aside.iterdir()}
+    manifest = {"schema": 1, "step": step, "fence": FENCE, "files": files}
     (aside / "manifest.json").write_text(json.dumps(manifest))
     aside.rename(folder)
+    if args.ballast:
+        for old in candidates()[int(os.environ["LAUNCH_CHECKPOINT_KEEP"]) :]:
+            (old / "manifest.json").unlink()
+            shutil.rmtree(old)
+
+
+def file(data: bytes) -> dict[str, object]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 counter = 0
@@ -107,6 +124,8 @@ step, total = newest()
 resumed = step
 misbehave = FENCE == 1 or not args.once
 if RANK == 0:
+    for left in (RUN / "checkpoints").glob(".tmp-[0-9]*"):  # by a rank 0 that was killed
+        shutil.rmtree(left)
     with contextlib.suppress(FileNotFoundError):
         lines = [
             line
@@ -120,8 +139,8 @@ while step < args.steps and not stopping:
     time.sleep(args.pace)
     if RANK == 0:
         print(f"step {step}", flush=True)
-        with (RUN / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "sum": total}) + "\n")
+        with (RUN / "metrics.jsonl").open("a") as metrics:
+            metrics.write(json.dumps({"step": step, "sum": total}) + "\n")
         beat("training", step)
         if step % every == 0:
             checkpoint(step, total)
