@@ -1,9 +1,8 @@
 """Writing checkpoints in the background: training stops for one copy in memory and goes on.
 
-By a thread, not a process: what slows training down are disk and memory, and torch.save, hash and write leave
-the interpreter alone for long stretches. At training's own priority: where other processes have the cores, a
-niced thread loses its turn with the interpreter's lock in hand, and training waits for both (measured: stalls
-of 2 s instead of 0.1 s, writes of 10 s instead of 1 s).
+By a thread, not a process: torch.save, hash and write leave the interpreter alone for long stretches. At
+training's own priority: where other processes want the cores, a niced thread loses its turn with the
+interpreter's lock in hand, and training waits for it (measured on busy cores: nearly twice the stall).
 """
 
 import time
