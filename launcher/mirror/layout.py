@@ -35,8 +35,8 @@ def stays_inside(link: str, target: str) -> bool:
 
 def marks_of(keys: Iterable[str]) -> list[Mark]:
     """The checkpoints whose manifests are among the keys, newest first."""
-    folders = (key.split("/") for key in keys)
-    names = (p[1] for p in folders if len(p) == 3 and p[0] == "checkpoints" and p[2] == MANIFEST)
+    folders = (key.split("/") for key in keys if key.startswith("checkpoints/"))  # of thousands, a few
+    names = (parts[1] for parts in folders if len(parts) == 3 and parts[2] == MANIFEST)
     return sorted((mark for mark in map(mark_of, names) if mark), reverse=True)
 
 
