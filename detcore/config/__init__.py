@@ -69,6 +69,10 @@ class Optimizer(Section):
     """Weight decay of the parameters of norms."""
     backbone_lr: Annotated[float, Field(ge=0)] = 1.0
     """Factor on the learning rate of the backbone."""
+    bias_lr: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the learning rate of biases, those of norms among them."""
+    bias_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of biases; null: that of the weights they belong to."""
     clip: Factor | None = None
     """Largest norm of the whole gradient."""
 
@@ -77,6 +81,8 @@ class Warmup(Section):
     iterations: Count = 0
     factor: Share = 0.001
     """The learning rate starts at this share and rises linearly."""
+    constant: bool = False
+    """It stays at this share and does not rise."""
 
 
 class Schedule(Section):
@@ -108,7 +114,9 @@ class Schedule(Section):
         factor = batch / self.for_batch
         optimizer = self.optimizer.model_copy(update={"lr": self.optimizer.lr * factor})
         warmup = Warmup(
-            iterations=round(self.warmup.iterations / factor), factor=min(1.0, self.warmup.factor * factor)
+            iterations=round(self.warmup.iterations / factor),
+            factor=min(1.0, self.warmup.factor * factor),
+            constant=self.warmup.constant,
         )
         changed = {
             "optimizer": optimizer,

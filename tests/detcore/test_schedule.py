@@ -22,6 +22,9 @@ def test_warmup_and_steps() -> None:
     assert lr_factor(5, plan) == pytest.approx(0.55)
     assert [lr_factor(step, plan) for step in (10, 59)] == [1.0, 1.0]
     assert [lr_factor(step, plan) for step in (60, 80, 99)] == pytest.approx([0.1, 0.01, 0.01])
+    flat = schedule(warmup={"iterations": 10, "factor": 0.1, "constant": True}, for_batch=2)
+    assert [lr_factor(step, flat) for step in (0, 9, 10)] == pytest.approx([0.1, 0.1, 1.0])
+    assert flat.scaled(4).warmup.constant
 
 
 def test_cosine() -> None:
@@ -43,6 +46,13 @@ def test_groups() -> None:
     assert (conv.lr, conv.weight_decay) == (0.1, 0.1) and (norm.lr, norm.weight_decay) == (0.1, 0.0)
     conv, norm = found[id(model.head[0].bias)], found[id(model.head[1].weight)]
     assert (conv.lr, conv.weight_decay) == (0.4, 0.1) and (norm.lr, norm.weight_decay) == (0.4, 0.0)
+
+    optimizer = build_optimizer(model, cfg.model_copy(update={"bias_lr": 2.0, "bias_decay": 0.05}))
+    set_lr(optimizer, 0.4)
+    found = {id(p): SimpleNamespace(**group) for group in optimizer.param_groups for p in group["params"]}
+    for bias, lr in ((model.backbone[1].bias, 0.2), (model.head[0].bias, 0.8), (model.head[1].bias, 0.8)):
+        assert (found[id(bias)].lr, found[id(bias)].weight_decay) == (lr, 0.05)
+    assert found[id(model.head[0].weight)].lr == 0.4
 
 
 def learned(optimizer: torch.optim.Optimizer, model: nn.Module, steps: range) -> list[Tensor]:
