@@ -1,5 +1,5 @@
-"""The mirror over 2,000 files with nothing new: how long a pass takes, and what it asks of the store. And what
-its first pass takes, beside a plain loop of puts."""
+"""The mirror over 2,000 files with nothing new: how long a pass takes, and what it asks of the store. Also
+what its first pass takes, beside a plain loop of puts."""
 
 import json
 import os
