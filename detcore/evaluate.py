@@ -84,7 +84,7 @@ def evaluate(
 
 def _plan(coco: Coco, data: Data) -> list[list[int]]:
     """Batches of images of similar shape."""
-    shapes = [resized(tuple(size), data.test.short, data.test.max) for size in coco.sizes]
+    shapes = [resized(tuple(size), data.test) for size in coco.sizes]
     order = sorted(range(len(coco)), key=lambda index: shapes[index])
     return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
 

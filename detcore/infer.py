@@ -56,7 +56,7 @@ def pictures_of(paths: list[Path], out: Path) -> list[Path]:
 @torch.no_grad()
 def detect(loaded: Loaded, image: Image.Image, how: Resize, device: torch.device) -> dict[str, np.ndarray]:
     """boxes (D, 4) x1 y1 x2 y2 in pixels of `image`, scores (D,), labels (D,), best first."""
-    small, _ = resize(image, np.zeros((0, 4), np.float32), how.short, how.max)
+    small, _ = resize(image, np.zeros((0, 4), np.float32), how)
     batch = collate([(np.asarray(small), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0)])
     found = loaded.model.detect(batch.images.contiguous().to(device), batch.sizes.to(device))
     count = int(found.count[0])

@@ -65,7 +65,7 @@ class EvaluationSet(Dataset[Item | InputError]):
             image = read_image(self.coco.folder / self.coco.files[index], tuple(self.coco.sizes[index]))
         except InputError as error:
             return error
-        image, boxes = resize(image, boxes, self.how.short, self.how.max)
+        image, boxes = resize(image, boxes, self.how)
         return np.asarray(image), boxes, labels, index
 
 
