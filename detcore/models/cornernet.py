@@ -12,13 +12,16 @@ from detcore.backbones.layers import ConvNorm, Normalize
 from detcore.ops.boxes import clip
 from detcore.ops.canvas import centered
 from detcore.ops.corners import (
+    EPSILON,
     CornerMaps,
     Pairs,
     at_cells,
     bottom_pool,
     corner_targets,
+    focal_loss,
     left_pool,
     pair_corners,
+    pull_and_push,
     right_pool,
     top_pool,
 )
@@ -27,8 +30,6 @@ from detcore.ops.nms import soft_nms
 from detcore.ops.targets import Detections, Targets, compact, pick
 
 PRIOR_BIAS = -2.19  # of heat maps: the first predictions are sigmoid(-2.19) = 0.1
-PROBABILITY = 1e-4  # probabilities stay this far from 0 and 1; beyond, a logit has no gradient
-EPSILON = 1e-4  # the reference's, beside counts
 
 
 class CornerPooling(nn.Module):
@@ -135,19 +136,42 @@ class CornerNet(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor) -> Detections:
-        """Detections inside the true image, in pixels of `images` (section 4.2)."""
-        canvas, border = centered(images, sizes, self.backbone.divisor)
-        x = self.normalize(canvas, sizes.new_tensor(canvas.shape[-2:]).expand_as(sizes))
+        """Detections inside the true image, in pixels of `images` (section 4.2).
+
+        Images whose canvases are of one size go through the network together, so the host looks at `sizes`
+        and what is found in an image does not depend on the others.
+        """
+        mask = self.backbone.divisor - 1
+        shapes = [(height | mask, width | mask) for height, width in sizes.tolist()]
+        slots = (len(images), self.max_detections)
+        found = Detections(
+            boxes=torch.zeros(*slots, 4, device=images.device),
+            scores=torch.zeros(slots, device=images.device),
+            labels=torch.full(slots, -1, device=images.device),
+            count=torch.zeros(len(images), dtype=torch.int64, device=images.device),
+        )
+        for shape in sorted(set(shapes)):
+            alike = torch.tensor([own == shape for own in shapes], device=images.device).nonzero()[:, 0]
+            some = self.detect_alike(images[alike], sizes[alike], shape)
+            for all_of_it, part in zip(found[:3], some[:3], strict=True):
+                all_of_it[alike, : part.shape[1]] = part
+            found.count[alike] = some.count
+        return found
+
+    def detect_alike(self, images: Tensor, sizes: Tensor, shape: tuple[int, int]) -> Detections:
+        """On canvases of `shape` (height, width), which is a pixel less than the backbone's divisor asks for:
+        the reference's `size | 127`."""
+        canvas, border = centered(images, sizes, shape)
+        x = self.normalize(canvas, sizes.new_tensor(shape).expand_as(sizes))
         if self.flip:
             x = torch.cat([x, x.flip(-1)])
-        found = self.decode(self.predict(self.backbone(x), -1))
-        boxes, scores, labels = found.boxes, found.scores, found.labels
+        pairs = self.decode(self.predict(self.backbone(x), -1))
+        boxes, scores, labels = pairs.boxes, pairs.scores, pairs.labels
         if self.flip:  # the two views' pairs side by side
             scores, labels = (torch.cat(views.chunk(2), dim=1) for views in (scores, labels))
             straight, mirrored = boxes.chunk(2)
             x1, y1, x2, y2 = mirrored.unbind(-1)
-            width = x.shape[-1]
-            boxes = torch.cat([straight, torch.stack([width - x2, y1, width - x1, y2], dim=-1)], dim=1)
+            boxes = torch.cat([straight, torch.stack([shape[1] - x2, y1, shape[1] - x1, y2], dim=-1)], dim=1)
         boxes = clip(boxes - border.repeat(1, 2)[:, None], sizes)
         best, scores = soft_nms(boxes, scores, labels, self.max_detections, self.sigma)
         real = scores >= 0
@@ -204,32 +228,6 @@ def pixels_of(corners: Corners) -> tuple[int, int]:
     """(height, width) of the network's input: of the two inputs with this map the smaller one."""
     height, width = corners.top_left.heat.shape[-2:]
     return 4 * height - 1, 4 * width - 1
-
-
-def focal_loss(logits: Tensor, heat: Tensor) -> Tensor:
-    """Equation 1, before the division by the number of objects: (N, K, H, W) twice -> scalar.
-
-    alpha = 2, beta = 4. Where the probability reaches its bound it has no gradient, as in the reference.
-    """
-    p = logits.sigmoid().clamp(PROBABILITY, 1 - PROBABILITY)
-    positive = (1 - p) ** 2 * p.log()
-    negative = (1 - heat) ** 4 * p**2 * (1 - p).log()
-    return -torch.where(heat == 1, positive, negative).sum()
-
-
-def pull_and_push(top_left: Tensor, bottom_right: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Equations 4 and 5 for embeddings (N, G) of corners -> (N,) each.
-
-    As in the reference the sum of `push` goes over k = j, too, and 1 / n taken from each of its n^2 terms
-    takes out those n ones. So an image with one object adds a constant 1, without a gradient.
-    """
-    count = real.sum(1, keepdim=True).float()
-    mean = (top_left + bottom_right) / 2
-    pull = ((top_left - mean) ** 2 + (bottom_right - mean) ** 2) / (count + EPSILON)
-    pair, count = real[:, :, None] & real[:, None, :], count[..., None]
-    near = F.relu(1 - (mean[:, :, None] - mean[:, None, :]).abs())
-    push = (near - 1 / (count + EPSILON)) / ((count - 1) * count + EPSILON)
-    return torch.where(real, pull, 0.0).sum(1), torch.where(pair, push, 0.0).sum((1, 2))
 
 
 def build_cornernet(cfg: Any) -> CornerNet:

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 
 
-def centered(images: Tensor, sizes: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    """Each image in the middle of a black one whose sides are the least, for the largest image, that are
-    one pixel less than a multiple of `divisor`, a power of two: CornerNet's `size | 127` is for 128.
+def centered(images: Tensor, sizes: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Each image in the middle of a black one of `shape` (height, width).
 
-    images (N, C, H, W), of true sizes (N, 2) (h, w) -> images (N, C, H', W') and their borders at the left
-    and above (N, 2) as (x, y), in pixels. The host looks at `sizes`, so this is for detection only.
+    images (N, C, H, W), of true sizes (N, 2) (h, w) -> images (N, C, *shape) and their borders at the left
+    and above (N, 2) as (x, y), in pixels.
     """
-    height, width = (side | (divisor - 1) for side in sizes.amax(dim=0).tolist())
+    height, width = shape
     top, left = height // 2 - sizes[:, :1] // 2, width // 2 - sizes[:, 1:] // 2
     row = torch.arange(height, device=sizes.device) - top
     column = torch.arange(width, device=sizes.device) - left

@@ -1,4 +1,4 @@
-"""Objects as pairs of corners (CornerNet, arXiv:1808.01244): corner pooling, targets, pairing."""
+"""Objects as pairs of corners (CornerNet, arXiv:1808.01244): corner pooling, targets, losses, pairing."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,8 @@ from torch import Tensor
 from detcore.ops.targets import Targets, pick
 
 REJECTED = -1.0
+PROBABILITY = 1e-4  # probabilities stay this far from 0 and 1; beyond, a logit has no gradient
+EPSILON = 1e-4  # the reference's, beside counts
 
 
 def top_pool(x: Tensor) -> Tensor:
@@ -118,6 +120,32 @@ def _bump(place: Tensor, center: Tensor, radius: Tensor) -> Tensor:
     distance = place - center
     sigma = (2 * radius + 1) / 6
     return torch.where(distance.abs() <= radius, (-(distance**2) / (2 * sigma**2)).exp(), 0.0).float()
+
+
+def focal_loss(logits: Tensor, heat: Tensor) -> Tensor:
+    """Equation 1, before the division by the number of objects: (N, K, H, W) twice -> scalar.
+
+    alpha = 2, beta = 4. Where the probability reaches its bound it has no gradient, as in the reference.
+    """
+    p = logits.sigmoid().clamp(PROBABILITY, 1 - PROBABILITY)
+    positive = (1 - p) ** 2 * p.log()
+    negative = (1 - heat) ** 4 * p**2 * (1 - p).log()
+    return -torch.where(heat == 1, positive, negative).sum()
+
+
+def pull_and_push(top_left: Tensor, bottom_right: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Equations 4 and 5 for embeddings (N, G) of corners -> (N,) each.
+
+    As in the reference the sum of `push` goes over k = j, too, and 1 / n taken from each of its n^2 terms
+    takes out those n ones. So an image with one object adds a constant 1, without a gradient.
+    """
+    count = real.sum(1, keepdim=True).float()
+    mean = (top_left + bottom_right) / 2
+    pull = ((top_left - mean) ** 2 + (bottom_right - mean) ** 2) / (count + EPSILON)
+    pair, count = real[:, :, None] & real[:, None, :], count[..., None]
+    near = F.relu(1 - (mean[:, :, None] - mean[:, None, :]).abs())
+    push = (near - 1 / (count + EPSILON)) / ((count - 1) * count + EPSILON)
+    return torch.where(real, pull, 0.0).sum(1), torch.where(pair, push, 0.0).sum((1, 2))
 
 
 class Pairs(NamedTuple):

@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from detcore.config import Train
 from detcore.config.models import CornerNet as Section
-from detcore.models.cornernet import CornerNet, Corners, build_cornernet, pull_and_push
+from detcore.models.cornernet import CornerNet, Corners, build_cornernet
 from detcore.ops.canvas import centered
-from detcore.ops.corners import CornerMaps, corner_targets, gaussian_radius
+from detcore.ops.corners import CornerMaps, corner_targets, gaussian_radius, pull_and_push
 from detcore.ops.nms import soft_nms
 from detcore.ops.targets import Targets
-from tests.detcore.conftest import pad_targets
-from tests.detcore.test_yolof import Uploads, total
+from tests.detcore.conftest import pad_targets, total
+from tests.detcore.test_config import ROOT, merged
+from tests.detcore.test_detectors import Uploads
 
 SMALL = {
     "name": "cornernet",
@@ -62,6 +64,19 @@ def test_the_reference_has_201_million_parameters() -> None:
         model = build_cornernet(Section(name="cornernet", num_classes=80))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 201.04
     assert model.backbone.divisor == 128
+
+
+def test_the_recipe_is_the_reference() -> None:
+    """princeton-vl/CornerNet, config/CornerNet.json, but for a batch that 8 GPUs can share."""
+    train = Train.model_validate(merged(ROOT / "recipes/cornernet_hg104.yaml")["train"])
+    schedule, adam = train.schedule, train.schedule.optimizer
+    assert (train.data.batch, schedule.iterations, schedule.steps) == (48, 500_000, [450_000])
+    assert (adam.name, adam.lr, adam.momentum, adam.weight_decay, adam.clip) == ("adam", 2.5e-4, 0.9, 0, None)
+    assert train.model == Section(name="cornernet", num_classes=80), "the defaults are the published numbers"
+    assert train.model.test.model_dump() == {
+        "topk": 100, "tag_distance": 0.5, "pairs": 1000, "sigma": 0.5, "flip": True, "max": 100,
+    }  # fmt: skip
+    assert train.data.test.short is None
 
 
 def test_it_learns_one_batch() -> None:
@@ -244,7 +259,8 @@ def test_targets_decode_to_their_boxes() -> None:
 
 def test_detections_of_one_image_are_those_of_the_batch() -> None:
     model = lively(max=40)
-    images, sizes, _ = batch()
+    images, _, _ = batch()
+    sizes = torch.tensor([[63, 95], [48, 90], [50, 64]])  # on 63x95, 63x95 and 63x79
     together = model.detect(images, sizes)
     assert (together.count > 0).all()
     for i, count in enumerate(together.count.tolist()):
@@ -274,14 +290,13 @@ def test_images_are_centered_on_black() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 256, (2, 3, 32, 64), dtype=torch.uint8, generator=generator)
     sizes = torch.tensor([[32, 50], [17, 64]])
-    moved, border = centered(images, sizes, 32)
+    moved, border = centered(images, sizes, (63, 95))
     assert moved.shape == (2, 3, 63, 95) and moved.dtype == torch.uint8
     for image, canvas, (height, width), (left, top) in zip(images, moved, sizes, border, strict=True):
         assert (left, top) == (47 - width // 2, 31 - height // 2)
         expected = torch.zeros_like(canvas)
         expected[:, top : top + height, left : left + width] = image[:, :height, :width]
         assert canvas.equal(expected)
-    assert centered(images, torch.tensor([[31, 20], [30, 31]]), 32)[0].shape[-2:] == (31, 31)
 
 
 def soft_nms_one_class(rows: list[list[float]], sigma: float, threshold: float) -> list[list[float]]:
