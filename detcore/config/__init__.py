@@ -22,23 +22,69 @@ class Shift(Section):
     p: Share = 0.5
 
 
+class Expand(Section):
+    most: Annotated[float, Field(ge=1)] = 4.0
+    """The canvas is at most so many times as wide and high as the image."""
+    p: Share = 0.5
+
+
+class Crop(Section):
+    overlaps: list[Share] = [0.1, 0.3, 0.5, 0.7, 0.9]
+    """Least overlaps (IoU) of window and objects, of which one is drawn, or none, or no crop at all."""
+    least: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Width and height of the window, at least, in those of the image."""
+
+
+class CornerCrop(Section):
+    scales: Annotated[list[Factor], Field(min_length=1)] = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
+    """Side of the window, in that of the `square` it becomes."""
+    border: Count = 128
+    """Pixels at the image's edges where the window's centre is not; fewer where the image is small."""
+
+
 class Augment(Section):
     short: Annotated[list[Positive], Field(min_length=1)] = [800]
     """Length of the shorter side; one is drawn for each image."""
     max: Positive = 1333
     """The longer side is never longer."""
+    square: Positive | None = None
+    """Both sides, whatever the shape was; `short` and `max` do not matter then."""
+    expand: Expand | None = None
+    """SSD's zooming out: the image on a larger canvas of the mean colour."""
+    crop: Crop | None = None
+    """SSD's random crop."""
+    corner_crop: CornerCrop | None = None
+    """CornerNet's random crop: a square window that may reach beyond the image, where all is black."""
     flip: Share = 0.5
     """Probability of a mirror image, left and right."""
     flip_vertical: Share = 0.0
     shift: Shift | None = None
     photometric: bool = False
-    """Random brightness, contrast, saturation and hue."""
+    """Random brightness, contrast, saturation and hue, as SSD has them."""
+    channel_swap: Share = 0.0
+    """With `photometric`: probability that red, green and blue change places."""
+    jitter: Share = 0.0
+    """Largest change of brightness, contrast and saturation, as CornerNet has them; there 0.4."""
+    lighting: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of a colour's way along the principal components; in CornerNet 0.1."""
+
+    @model_validator(mode="after")
+    def together(self) -> "Augment":
+        if self.corner_crop and not self.square:
+            raise ValueError("needs `square` with `corner_crop`")
+        if self.corner_crop and (self.expand or self.crop):
+            raise ValueError("has `corner_crop` and also `expand` or `crop`; give one or the others")
+        if self.channel_swap and not self.photometric:
+            raise ValueError("needs `photometric: true` with `channel_swap`")
+        return self
 
 
 class Resize(Section):
     short: Positive | None = 800
     """Length of the shorter side; null: images keep their size."""
     max: Positive = 1333
+    square: Positive | None = None
+    """Both sides, whatever the shape was; `short` and `max` do not matter then."""
 
 
 class Data(Section):
@@ -71,9 +117,11 @@ class Optimizer(Section):
     backbone_lr: Annotated[float, Field(ge=0)] = 1.0
     """Factor on the learning rate of the backbone."""
     bias_lr: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on the learning rate of biases, those of norms among them."""
+    """Factor on the learning rate of biases."""
     bias_decay: Annotated[float, Field(ge=0)] | None = None
     """Weight decay of biases; null: that of the weights they belong to."""
+    bias_norms: bool = True
+    """Whether the biases of norms are among them: yes with FCOS's authors, no in mmdetection."""
     clip: Factor | None = None
     """Largest norm of the whole gradient."""
 

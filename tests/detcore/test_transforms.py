@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detcore.config import Augment
+from detcore.config import Augment, Resize
 from detcore.data import transforms as T
 from detcore.errors import InputError
 
@@ -37,12 +37,12 @@ def box_of(pixels: np.ndarray) -> list[float]:
     ],
 )
 def test_resized(size: tuple[int, int], short: int | None, longest: int, expected: tuple[int, int]) -> None:
-    assert T.resized(size, short, longest) == expected
+    assert T.resized(size, Resize(short=short, max=longest)) == expected
 
 
 def test_resize_moves_boxes_along() -> None:
     pixels, boxes = scene()
-    image, boxes = T.resize(Image.fromarray(pixels), boxes, 48, 1000)
+    image, boxes = T.resize(Image.fromarray(pixels), boxes, Resize(short=48, max=1000))
     assert image.size == (80, 48) and boxes.tolist() == [[20, 12, 60, 36]] == [box_of(np.asarray(image))]
 
 
