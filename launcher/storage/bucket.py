@@ -8,6 +8,7 @@ stores refuse and one has stored inside the object (boto3#4392, #4435), stay off
 import contextlib
 import hashlib
 import secrets
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -76,7 +77,7 @@ class Bucket:
         with self._answers.speaking(key), self._wire.get(Key=key, **params) as (headers, read):
             size = int(headers["content-length"])
             if span and size != span.size:
-                raise Damaged(f"{key} has come with {size} bytes instead of {span.size}")
+                raise Damaged(f"s3://{self.name}/{key} has come with {size} bytes instead of {span.size}")
             yield headers, _exactly(size, read, self.watch)
 
     def put(self, key: str, body: bytes, metadata: dict[str, str], condition: Condition) -> str:
@@ -87,17 +88,19 @@ class Bucket:
         return self._under(condition, key, metadata, lambda condition: send(**condition))
 
     def send(self, operation: str, key: str, body: bytes, sha256: str, **params: Any) -> str:
-        """A body to the store; its etag, which is compared where the store does not look at the hash."""
+        """A body to the store; its etag. Where the store does not look at the signed hash, MD5 does."""
         compare = self.settings.checksum == "etag" or (self.settings.checksum == "auto" and not self.verifies)
+        md5 = hashlib.md5(body, usedforsecurity=False) if compare else None
+        if md5:
+            params["ContentMD5"] = b64encode(md5.digest()).decode()
 
         def once() -> str:
             self.watch(len(body))
             headers = self._wire.put(operation, sha256, Key=key, Body=body, **params)
-            stored = md5_of(headers) if compare else None
-            if stored and stored != hashlib.md5(body, usedforsecurity=False).hexdigest():
+            if md5 and md5_of(headers) not in (None, md5.hexdigest()):
                 if params.pop("IfNoneMatch", None) or "IfMatch" in params:
                     params["IfMatch"] = headers["etag"]  # what is there now is ours, to be put again
-                raise Damaged(f"{key} is not stored as it was sent")
+                raise Damaged(f"s3://{self.name}/{key} is not stored as it was sent")
             return headers["etag"]
 
         return self.retried(once, key)

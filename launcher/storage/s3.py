@@ -31,7 +31,7 @@ from launcher.storage.base import (
 from launcher.storage.bucket import Bucket, Condition, Steps
 from launcher.storage.files import Changed, Source, opened, write_at, written_aside
 from launcher.storage.parts import COPY, MAX_PARTS, MIN_PART, PART, Span, even_spans, spans
-from launcher.storage.wire import Headers, info_of, md5_of, metadata_of
+from launcher.storage.wire import META, Headers, info_of, md5_of, metadata_of
 
 BATCH = 1000  # keys that one DeleteObjects takes
 
@@ -243,7 +243,7 @@ class S3Store(Store):
         return headers
 
     def _verify(self, key: str, headers: Headers, hashed: Callable[[str], "hashlib._Hash"]) -> None:
-        sha256, md5 = info_of(headers).sha256, md5_of(headers)
+        sha256, md5 = headers.get(META + "sha256"), md5_of(headers)
         if sha256:
             good = hashed("sha256").hexdigest() == sha256
         else:

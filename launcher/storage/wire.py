@@ -12,7 +12,7 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any, Protocol
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
@@ -25,7 +25,8 @@ from launcher.storage.connections import Answer, Connections
 CHUNK = 1 << 20
 ERROR = 1 << 20  # bytes of an error's text that are read
 META = "x-amz-meta-"
-HEADERS = {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match", "Range": "Range"}
+HEADERS = {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match", "Range": "Range",
+           "ContentMD5": "Content-MD5"}  # fmt: skip
 NOTHING = hashlib.sha256(b"").hexdigest()
 QUERY = {"PartNumber": "partNumber", "UploadId": "uploadId"}
 
@@ -66,7 +67,7 @@ class Signed:
 
     def __init__(self, connections: Connections, credentials: Any, region: str, base: str) -> None:
         self._connections, self._credentials = connections, credentials
-        self._region, self._base = region, base
+        self._region, self._base, self._host = region, base, urlsplit(base).netloc.rpartition("@")[2]
 
     def put(self, operation: str, sha256: str, **params: Any) -> Headers:
         with self._exchange("PUT", operation, sha256, **params) as answer:
@@ -86,7 +87,7 @@ class Signed:
         query = {QUERY[name]: params[name] for name in QUERY if name in params}
         url = self._base + quote(Key, safe="/~") + (f"?{urlencode(query, quote_via=quote)}" if query else "")
         headers = {HEADERS[name]: params[name] for name in HEADERS if name in params}
-        headers |= {META + name: value for name, value in Metadata.items()}
+        headers |= {META + name: value for name, value in Metadata.items()} | {"Host": self._host}
         request = AWSRequest(method, url, headers)
         request.context["sha256"] = sha256
         _Signer(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
@@ -105,6 +106,11 @@ def _plain(headers: Message) -> Headers:
 class _Signer(S3SigV4Auth):  # type: ignore[misc]
     def payload(self, request: Any) -> str:
         return str(request.context["sha256"])  # it is known already
+
+    def headers_to_sign(self, request: Any) -> Any:
+        if "signed" not in request.context:  # asked for twice
+            request.context["signed"] = super().headers_to_sign(request)
+        return request.context["signed"]
 
 
 def _error(answer: Answer, operation: str) -> ClientError:
