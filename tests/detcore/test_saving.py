@@ -1,5 +1,5 @@
 """Checkpoints written in the background: what they hold, what a second one does, what a killed or full disk
-leaves. The states are large, so that writing them takes longer than what is done meanwhile."""
+leaves. The states are large and the steps small, so that a write takes longer than what is done meanwhile."""
 
 import json
 import os
@@ -30,14 +30,17 @@ WIDE = 4000  # 64 MB of weights, and as much momentum
 
 
 class Training:
-    """A model, its optimizer and what saves them. A step sets all of it to the step's number."""
+    """A model, its optimizer and what saves them. A step sets the last layer to the step's number; before it
+    in the files comes a large one."""
 
     def __init__(self, folder: Path, wide: int = WIDE, **policy: Any) -> None:
         self.run, world = RunDir(folder, fence=1, **policy), World(0, 1, torch.device("cpu"))
         folder.mkdir(exist_ok=True)
-        self.model = nn.Linear(wide, wide, bias=False)
+        self.model = nn.Sequential(nn.Linear(wide, wide, bias=False), nn.Linear(9, 9, bias=False))
+        self.weight = self.model[1].weight
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        self.optimizer.state[self.model.weight]["momentum_buffer"] = torch.zeros(wide, wide)
+        for parameter in self.model.parameters():
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         recorder = Recorder(Train.model_validate(TINY), self.run, world, Heartbeat(self.run, active=True))
         recorder.begin(0, 0)
         recorder.heartbeat.enter("training")
@@ -47,8 +50,8 @@ class Training:
     def step(self) -> "Training":
         self.number += 1
         with torch.no_grad():
-            self.model.weight.fill_(self.number)
-            self.optimizer.state[self.model.weight]["momentum_buffer"].fill_(self.number)
+            self.weight.fill_(self.number)
+            self.optimizer.state[self.weight]["momentum_buffer"].fill_(self.number)
         return self
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,9 +70,9 @@ class Training:
             step = int(folder.name.split("-")[1])
             weights = torch.load(folder / "model.pth", weights_only=True)
             training = torch.load(folder / "train.pth", weights_only=True)
-            momentum = training["optimizer"]["state"][0]["momentum_buffer"]
+            momentum = training["optimizer"]["state"][1]["momentum_buffer"]
             assert training["step"] == step
-            assert (weights["weight"] == step).all() and (momentum == step).all(), folder.name
+            assert (weights["1.weight"] == step).all() and (momentum == step).all(), folder.name
             steps.append(step)
         return steps
 
@@ -165,11 +168,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     training = Training(tmp_path / "run", wide=10).step()
     training.finish()
     with torch.no_grad():
-        training.step().model.weight[3, 4] = torch.inf
+        training.step().weight[3, 4] = torch.inf
     training.finish()
     assert (training.saver.saved, training.saver.broken) == (1, 2) and training.saved() == [1]
     with torch.no_grad():
-        training.step().model.weight.fill_(3e38)  # finite, and their sum is not
+        training.step().weight.fill_(3e38)  # finite, and their sum is not
     training.saver.broken = None
     training.finish()
     assert (training.saver.saved, training.saver.broken) == (3, None)
