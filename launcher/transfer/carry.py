@@ -55,8 +55,10 @@ class Carrier:
         for place in (self.source, self.target):
             if bucket := bucket_of(place.store):
                 bucket.watch = self._watch
-        if self._uploads and not self._dry:
+        if self._uploads and jobs and not self._dry:
             self._uploads.clean()
+            # Once, and not by every thread in turn: a store that is away, or refuses us, is told in one line.
+            _ = self._verb != "upload" or (bucket and bucket.verifies)
         before = self._ended()
         todo = iter(jobs)  # the next of a list is one instruction: threads may share it
         threads = [threading.Thread(target=self._work, args=(todo,), daemon=True)
@@ -70,9 +72,7 @@ class Carrier:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete in the target."""
-        for key in [key for key in keys if self.target.root is None and key_problem(key)]:
-            self._failed("delete", self.target.show(key), f"it is not a key that is safe: {key_problem(key)}")
-        todo = iter([key for key in keys if self.target.root is not None or not key_problem(key)])
+        todo = iter(keys)
         while not self._stopping() and (batch := list(islice(todo, BATCH))):
             for key in self._deleted(batch):
                 self.summary.deleted += 1
@@ -86,7 +86,7 @@ class Carrier:
             yield from keys
         elif self._tree is None:
             try:
-                self.target.store.delete_many(keys)
+                self._delete_objects(keys)
             except LaunchError as error:
                 self._failed("delete", f"{self.target.show(keys[0])} and {len(keys) - 1} more", error.message)
             else:
@@ -98,6 +98,14 @@ class Carrier:
                     yield key
                 except OSError as error:
                     self._failed("delete", self.target.show(key), words(error))
+
+    def _delete_objects(self, keys: list[str]) -> None:
+        """Also those of names that we would never write: a bucket of them can be emptied."""
+        store, good = self.target.store, [key for key in keys if not key_problem(key)]
+        store.delete_many(good)
+        if bucket := bucket_of(store):
+            for key in set(keys).difference(good):
+                bucket.ask("delete_object", getattr(store, "prefix", "") + key)
 
     def _work(self, todo: Iterator[tuple[Entry, str, bool]]) -> None:
         try:
@@ -112,6 +120,7 @@ class Carrier:
             if look and self._same(entry, key):
                 with self._lock:
                     self.summary.same += 1
+                self.report.moved(entry.size)
                 return
             if not self._dry:
                 self._transfer(entry, key)
@@ -128,6 +137,8 @@ class Carrier:
         with self._lock:
             self.summary.done += 1
             self.summary.size += entry.size
+        if (self.source.root is None) == (self.target.root is None):  # no piece passes by _watch
+            self.report.moved(entry.size)
         self._say(self._verb, what)
 
     def _same(self, entry: Entry, key: str) -> bool:

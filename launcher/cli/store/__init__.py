@@ -62,9 +62,10 @@ RECURSIVE = click.option("--recursive", is_flag=True, help="All that is below a 
 @click.option("--recursive", is_flag=True, help="All that is below, with full names.")
 def ls(place: str | None, recursive: bool) -> int:
     """List buckets, or what is at PLACE: s3://BUCKET/PREFIX or a folder."""
-    from launcher.cli.store.listing import show
+    from launcher.cli.store import listing, verbs
 
-    return show(place, recursive)
+    with verbs.reached():
+        return listing.show(place, recursive)
 
 
 @store.command(cls=Filtered)

@@ -58,7 +58,7 @@ class Terminal(Report):
         done, failed = _all(self._lines), _all(self._problems)
         size = sum(_all(self._pieces))
         if self._bar is not None:
-            self._bar.advance(len(done) + len(failed), size)
+            self._bar.advance(len(done), size)
         _write(sys.stdout, done, self._bar)
         _write(sys.stderr, failed, self._bar)
 

@@ -1,9 +1,11 @@
 """What cp, mv, rm and sync do: a transfer, told on this terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from launcher import transfer
 from launcher.cli.store.terminal import Terminal
+from launcher.errors import StoreError
 
 Rules = list[tuple[bool, str]]
 
@@ -31,8 +33,18 @@ def sync(source: str, target: str, rules: Rules, dry_run: bool, delete: bool, ch
     ))  # fmt: skip
 
 
+@contextmanager
+def reached() -> Iterator[None]:
+    """What a store's error advises is meant for recipes; here it is reached by the environment alone."""
+    try:
+        yield
+    except StoreError as error:
+        error.hint = "it is reached by AWS_PROFILE, AWS_ENDPOINT_URL and the other AWS_* variables"
+        raise
+
+
 def _run(done: str, dry_run: bool, work: Callable[[Terminal], transfer.Summary]) -> int:
-    with Terminal() as terminal:
+    with reached(), Terminal() as terminal:
         summary = work(terminal)
     return terminal.end(summary, told(summary, done, dry_run))
 
