@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from detcore.config import Train
+from detcore.config import CornerCrop, Train
 from detcore.config.models import CornerNet as Section
 from detcore.models.cornernet import CornerNet, Corners, build_cornernet
 from detcore.ops.canvas import centered
@@ -77,6 +77,10 @@ def test_the_recipe_is_the_reference() -> None:
         "topk": 100, "tag_distance": 0.5, "pairs": 1000, "sigma": 0.5, "flip": True, "max": 100,
     }  # fmt: skip
     assert train.data.test.short is None
+    augment = train.data.augment
+    assert (augment.square, augment.flip, augment.jitter, augment.lighting) == (511, 0.5, 0.4, 0.1)
+    assert augment.corner_crop == CornerCrop() and augment.corner_crop.border == 128
+    assert augment.corner_crop.scales == [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
 
 
 def test_it_learns_one_batch() -> None:

@@ -24,7 +24,7 @@ from detcore.ops.corners import (
 )
 from detcore.ops.nms import soft_nms
 from detcore.ops.targets import Targets
-from detcore.weights.keys import rename
+from detcore.weights.keys import best_table, rename
 from tests.detcore.conftest import pad_targets
 
 KINDS = {"tl": "top_left", "br": "bottom_right"}
@@ -127,6 +127,14 @@ def check_cells(fixture: Fixture, targets: Targets, kinds: tuple, at: str) -> No
     real, slots = targets.labels >= 0, fixture[f"{at}/mask"].bool()
     for kind, found in zip(KINDS, kinds, strict=True):
         assert found.cell[real].equal(fixture[f"{at}/{kind}_ind"][slots])
+
+
+@each("cornernet")
+def test_fixture_cornernet_names_are_told_from_others(name: str) -> None:
+    """As a checkpoint of the reference has them."""
+    fixture = read(name)
+    ours = set(build(fixture, 1).state_dict())
+    assert best_table([f"module.{key}" for key in fixture.under("weights")], ours) == "cornernet"
 
 
 @each("op_cornernet_targets")
