@@ -4,11 +4,13 @@ It takes a second to start, so a module shares one; a test that wants it calls `
 stores opened here and processes started here reach it.
 """
 
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,3 +115,21 @@ def weed(folder: Path) -> Iterator[Weed]:
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def moto(folder: Path) -> Iterator[str]:
+    """The endpoint of a moto server, which has a bucket `runs` and takes any credentials."""
+    argv = [sys.executable, "-m", "moto.server", "--port=0"]
+    with (folder / "moto.log").open("wb") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while not (said := re.search(r"http://127\.0\.0\.1:\d+", (folder / "moto.log").read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, "moto did not start"
+            time.sleep(0.05)
+        urllib.request.urlopen(urllib.request.Request(f"{said[0]}/runs", method="PUT"), timeout=30).close()
+        yield said[0]
+    finally:
+        process.kill()
+        process.wait()
