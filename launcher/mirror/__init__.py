@@ -65,6 +65,7 @@ class Mirror:
         self._claimed = (secrets.token_hex(8), 0)
         said = read_json(run.synced) or {}
         self.newest: Mark | None = None  # the newest checkpoint in the store, as of the last claim()
+        self.foreign = False  # others have published since this folder did, and it was not restored since
         self._token = said.get("token")
         self._said: dict[str, Any] = said
         self._saying = threading.Lock()
@@ -87,13 +88,14 @@ class Mirror:
         """
         with self._claiming:
             self._claimed = (token, at_least)
-            found = list(self._store.list("checkpoints/"))
+            found, last = list(self._store.list("checkpoints/")), self._token
             self.newest = next(iter(marks_of(entry.key for entry in found)), None)
             seen = self.newest.fence if self.newest else 0
             fence = self._owner.claim(token, max(at_least, seen + 1), dead=self._token)
             self._record.claimed(token, self._owner.predecessor, found)
             self._claimed = (token, fence)
             self._token = token
+            self.foreign |= self._owner.predecessor not in (None, last, token)
             if self._first:
                 self._first = False
                 self._clear_up()
@@ -116,6 +118,7 @@ class Mirror:
     def restore(self) -> None:
         """Bring what the store has and the folder lacks. Raises StoreAway, StoreError."""
         restore.restore(self._run, self._store)
+        self.foreign = False
 
     def start(self) -> None:
         self._pulse.start()
@@ -204,6 +207,7 @@ class Mirror:
         last = self._token
         if fence > 0:
             same = self.claim(token, fence) == fence
+            self.foreign = False  # the attempt has begun: with this number, what it makes is the newest
             return None if same else f"attempt {fence} of the run was made on another machine, too"
         # Without an attempt of its own, the folder is as old as its last hold on the run.
         owner = read_owner(self._store)

@@ -8,13 +8,16 @@ import logging
 from collections.abc import Callable, Iterable
 
 from launcher.checkpoints import MANIFEST, File, Mark, checkpoints, mark_of, read_manifest, verify_files
-from launcher.errors import StoreError
 from launcher.mirror.layout import LAST
 from launcher.mirror.record import Known, Record
 from launcher.rundir import RunDir, read_json
 from launcher.storage import Changed, PreconditionFailed, Store
 
 log = logging.getLogger("launch.mirror")
+
+
+class Another(Exception):
+    """Something else is in the store under a checkpoint's name: it stays as it is."""
 
 
 class Publisher:
@@ -41,6 +44,14 @@ class Publisher:
 
         Raises OSError or Changed (it cannot be read), StoreAway, StoreError.
         """
+        try:
+            return self._send(mark)
+        except Another as error:
+            self._broken.add(mark)
+            log.warning("checkpoint %s is not mirrored: %s is in the store, and is another", mark.name, error)
+            return True
+
+    def _send(self, mark: Mark) -> bool:
         folder, objects = self._run.checkpoints / mark.name, self._record.known()
         try:
             manifest = (folder / MANIFEST).read_bytes()
@@ -63,7 +74,7 @@ class Publisher:
             etag = self._store.put_bytes(key, manifest, if_absent=True)
         except PreconditionFailed as error:
             if self._store.get_bytes(key)[0] != manifest:
-                raise StoreError(f"{key} is in the store already, and is another one") from error
+                raise Another(key) from error
             etag = ""  # sent by one of us who died before it was noted
         objects[key] = Known(len(manifest), etag)
         return True
@@ -91,7 +102,7 @@ class Publisher:
         except PreconditionFailed:
             there = self._store.stat(key)
             if there.size != file.size or there.sha256 not in (None, file.sha256):
-                raise StoreError(f"{key} is in the store already, and is another one") from None
+                raise Another(key) from None
             objects[key] = Known(there.size, there.etag)
 
     def retain(self) -> None:

@@ -63,14 +63,14 @@ class Durable:
                 if claimed is None:
                     return None
                 fence = claimed
-                if not self._restored:
+                if not self._restored or mirror.foreign:
                     self._restored = self._meanwhile(partial(_restore, mirror), give_up) is True
             except StoreError as error:
                 behind = self._behind()
                 if not behind:
                     self._say(f"going on without the store: {error.message}")
                 elif said != (said := error.message):
-                    self._say(f"waiting for the store, which has a newer checkpoint: {error.message}")
+                    self._say(f"waiting for the store, where the run is newer: {error.message}")
             if not behind and not give_up():
                 self._start()
                 return fence
@@ -78,8 +78,10 @@ class Durable:
         return None
 
     def _behind(self) -> bool:
-        """Whether the store, when it was claimed, had a newer checkpoint, and it was not brought."""
+        """Whether the store, when it was claimed, had what is newer than here, and it was not brought."""
         there = self._mirror.newest if self._mirror else None
+        if self._mirror and self._mirror.foreign:
+            return True
         if self._restored or there is None:
             return False
         here = self._meanwhile(partial(newest, self._run), lambda: False)

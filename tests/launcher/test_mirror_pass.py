@@ -155,6 +155,24 @@ def test_a_stop_of_an_older_folder_leaves_the_store_alone(toy: Callable[..., Toy
     assert "the store was left as it is: the run has gone on elsewhere" in run.window
 
 
+def test_a_checkpoint_of_the_same_name_from_elsewhere_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two machines once made the same attempt: what one of them has of it must not keep the rest here."""
+    run, store = make_run(tmp_path, ""), FolderStore(tmp_path / "store")
+    ours, manifest = add_checkpoint(run, 10), f"checkpoints/{Mark(1, 10).name}/manifest.json"
+    add_checkpoint(run, 20)
+    mirror = Mirror(run, store, every=60, keep=5)
+    mirror.claim("t", 2)
+    mirror._record.known()
+    for key in (manifest, f"checkpoints/{Mark(1, 20).name}/train.pth"):
+        store.put_bytes(key, b"another's")
+    newest = add_checkpoint(run, 30, fence=2)
+    assert mirror._pass() and mirror._pass() and mirror._push.durable == newest
+    assert store.get_bytes(manifest)[0] == b"another's"
+    assert caplog.text.count(f"{ours.name} is not mirrored") == 1 and "and is another" in caplog.text
+
+
 class Unconditional(FolderStore):
     conditional = False
 
