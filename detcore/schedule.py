@@ -39,7 +39,8 @@ def build_optimizer(model: nn.Module, cfg: Optimizer) -> torch.optim.Optimizer:
         norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                kind = (path.split(".")[0] == "backbone", norm, name == "bias")
+                bias = name == "bias" and (cfg.bias_norms or not norm)
+                kind = (path.split(".")[0] == "backbone", norm, bias)
                 groups.setdefault(kind, []).append(parameter)
 
     def options(backbone: bool, norm: bool, bias: bool) -> dict[str, float]:

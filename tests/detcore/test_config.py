@@ -73,6 +73,27 @@ def test_the_published_recipe_is_exact() -> None:
     assert train.model.anchors == [32, 64, 128, 256, 512] and train.model.match.top == 4
 
 
+@pytest.mark.parametrize("width", [18, 32])
+def test_the_recipes_of_fcos_on_hrnet_are_exact(width: int) -> None:
+    """mmdetection's fcos_hrnetv2p-w*-gn-head_4xb4-1x_coco, number by number."""
+    train = Train.model_validate(merged(ROOT / f"recipes/fcos_hrnet_w{width}_1x.yaml")["train"])
+    model, schedule, sgd = train.model, train.schedule, train.schedule.optimizer
+    assert (model.backbone.name, model.neck) == (f"hrnet_w{width}", "hrfpn")
+    assert (model.backbone.norm, model.backbone.freeze) == ("fixed_bn", 0)
+    source = CATALOGUE[str(model.backbone.weights)]
+    assert source.backbone == model.backbone.name and published(source.url)
+    assert (model.distances, model.centerness, model.radius, model.box_loss) == ("exp", "cls", None, "iou")
+    assert (model.test.score, model.test.topk, model.test.nms, model.test.max) == (0.05, 1000, 0.5, 100)
+    epoch = -(-117266 // 16)
+    assert train.data.batch == 16 and schedule.steps == [8 * epoch, 11 * epoch]
+    assert schedule.iterations == 12 * epoch
+    assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.norm_decay, sgd.clip) == (0.01, 0.9, 1e-4, 1e-4, 35)
+    assert (sgd.bias_lr, sgd.bias_decay, sgd.bias_norms) == (2.0, 0.0, False)
+    assert schedule.warmup.iterations == 500 and schedule.warmup.constant
+    assert round(3 * schedule.warmup.factor, 6) == 1
+    assert (train.data.augment.short, train.data.augment.max, train.data.augment.flip) == ([800], 1333, 0.5)
+
+
 def test_another_batch_scales_the_schedule_as_a_whole() -> None:
     train = Train.model_validate(merged(ROOT / "recipes/yolof_r50_1x.yaml")["train"])
     assert train.schedule.scaled(64) is train.schedule

@@ -54,6 +54,11 @@ def test_groups() -> None:
         assert (found[id(bias)].lr, found[id(bias)].weight_decay) == (lr, 0.05)
     assert found[id(model.head[0].weight)].lr == 0.4
 
+    own = cfg.model_copy(update={"bias_lr": 2.0, "bias_decay": 0.05, "bias_norms": False})
+    groups = build_optimizer(model, own).param_groups
+    found = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert found[id(model.head[0].bias)] == (2.0, 0.05) and found[id(model.head[1].bias)] == (1.0, 0.0)
+
 
 def learned(optimizer: torch.optim.Optimizer, model: nn.Module, steps: range) -> list[Tensor]:
     """The weights after these steps, each with a gradient of its own."""
