@@ -48,7 +48,11 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "resources", _resources(recipe.resources)
     if plan.activation.argv:
         yield "env", _environment(plan)
-    yield "checkpoint", f"every {recipe.checkpoint.every}, the last {recipe.checkpoint.keep} are kept"
+    saves = recipe.checkpoint
+    besides = f" and one for each {saves.keep_every} steps" if saves.keep_every else ""
+    yield "checkpoint", f"every {saves.every}, the last {saves.keep}{besides} are kept"
+    for item in recipe.fetch:
+        yield "fetch", f"{item.source} to {item.to}, once per machine"
     most = " at most" if plan.backend == "slurm" else ""  # a note says how many the cluster leaves
     yield "stopping", f"{restart.grace:g} s{most} to save and leave"
     pauses = f"pauses from {restart.backoff:g} s, a standstill of {restart.hang:g} s is a hang"
