@@ -36,6 +36,10 @@ class Gone(StoreAway):
     """The upload has ended meanwhile: completed by a try whose answer was lost, or taken away."""
 
 
+class Unexplained(StoreError):
+    """The store says no, but not why: the answer to a HEAD has no body."""
+
+
 class Answers:
     """Errors of the bucket `bucket` at `where`, as StoreErrors; what they say never holds a secret."""
 
@@ -72,6 +76,13 @@ class Answers:
                 f"no usable credentials for {self._where}: {error}",
                 "set storage.profile or AWS_PROFILE to a profile of ~/.aws/credentials",
             ) from error
+        except RuntimeError as error:
+            if "refreshed credentials" not in str(error):
+                raise
+            raise StoreError(
+                f"no usable credentials for {self._where}: what the profile brings has expired already",
+                "see what its credential_process does, and whether this machine's clock is right",
+            ) from error
         except (botocore.ConnectionError, botocore.HTTPClientError, botocore.IncompleteReadError,
                 botocore.ResponseStreamingError, botocore.MetadataRetrievalError,
                 ResponseParserError) as error:  # fmt: skip
@@ -106,6 +117,8 @@ class Answers:
             return StoreError(f"the {bucket} refuses this machine's clock", "set the clock")
         if code in OTHER_REGION or status == 301:
             return StoreError(f"the {bucket} is in another region", "set storage.region")
-        if status == 403:
+        if code in ("400", "403"):
+            return Unexplained(f"the {bucket} refused, and does not say why ({code})")
+        if status == 403 or code == "AccessDenied":
             return StoreError(f"the credentials may not do this in the {bucket} ({code})")
         return StoreError(f"the {bucket} refused: {code or status}")

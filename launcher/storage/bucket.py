@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from launcher.errors import StoreAway, StoreError
-from launcher.storage.answers import Answers, Gone
+from launcher.storage.answers import Answers, Gone, Unexplained
 from launcher.storage.base import Damaged, NotFound, PreconditionFailed, StoreSettings
 from launcher.storage.client import Access
 from launcher.storage.parts import Pool, Span
@@ -28,6 +28,10 @@ Step = Callable[[dict[str, Any]], str]  # makes a part of an upload, which these
 Steps = Sequence[Step]
 
 PROBE = ".launch-probe-"
+NEXT = {  # what asks for the next page, and what of the one before tells it
+    "list_objects_v2": {"ContinuationToken": "NextContinuationToken"},
+    "list_multipart_uploads": {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
+}
 
 
 class Bucket:
@@ -59,13 +63,23 @@ class Bucket:
         return self.retried(call, key)
 
     def pages(self, operation: str, prefix: str, **params: Any) -> Iterator[dict[str, Any]]:
-        pages = self._client.get_paginator(operation).paginate(Bucket=self.name, Prefix=prefix, **params)
-        following = iter(pages)
-        while page := self.retried(lambda: next(following, None)):
+        """Each page is tried again by itself: a paginator of boto3's that has failed once is at its end, and
+        says no more than that."""
+        following: dict[str, Any] = {}
+        while page := self.ask(operation, Prefix=prefix, **params, **following):
             yield page
+            if not page.get("IsTruncated"):
+                return
+            before, following = following, {name: page.get(said) for name, said in NEXT[operation].items()}
+            if following == before or not all(following.values()):
+                raise StoreAway(f"the listing of s3://{self.name}/{prefix} stops in its middle")
 
     def head(self, key: str) -> Headers:
-        headers: Headers = self.ask("head_object", key)["ResponseMetadata"]["HTTPHeaders"]
+        try:
+            headers: Headers = self.ask("head_object", key)["ResponseMetadata"]["HTTPHeaders"]
+        except Unexplained:
+            self.ask("list_objects_v2", Prefix=key, MaxKeys=1)  # an answer with a body: it may say why
+            raise
         return headers
 
     @contextlib.contextmanager

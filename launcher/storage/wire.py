@@ -7,6 +7,7 @@ endpoint or proxy, goes through boto3 all the same.
 
 import contextlib
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -118,14 +119,11 @@ def _error(answer: Answer, operation: str) -> ClientError:
     return ClientError(create_parser("rest-xml").parse(said, None), operation)
 
 
-class _Whole:
+class _Whole(io.BytesIO):
     """A body as botocore takes it."""
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
     def stream(self) -> Iterator[bytes]:
-        yield self._content
+        yield self.read()
 
 
 def signed(client: Any, bucket: str, credentials: Any, connections: Connections) -> Signed | None:
