@@ -13,6 +13,8 @@ PROBABILITY = 1e-4  # probabilities stay this far from 0 and 1; beyond, a logit 
 EPSILON = 1e-4  # the reference's, beside counts
 
 
+# Among equals the gradient of cummax goes to the last that it passes, the reference's to the first. What is
+# pooled comes from a ReLU, so equals are zeros, and those have no gradient.
 def top_pool(x: Tensor) -> Tensor:
     """(..., H, W): each value becomes the largest of those in its column from its own row down, eq. 6."""
     return x.flip(-2).cummax(-2).values.flip(-2)
