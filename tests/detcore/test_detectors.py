@@ -36,6 +36,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "box_loss": "iou",
     },
     "fcos-detectron2": {"name": "fcos", "head": HEAD, "style": "detectron2"},
+    "fcos-hrfpn": {"name": "fcos", "head": HEAD, "neck": "hrfpn"},
     "atss": {"name": "atss", "head": HEAD},
 }
 EACH = pytest.mark.parametrize("name", SECTIONS)
