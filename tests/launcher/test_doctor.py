@@ -185,20 +185,19 @@ def test_a_controller_that_is_away(commands: Path, recipe: Path) -> None:
 
 
 class Careless(FolderStore):
-    """Conditions mean nothing to it."""
+    """Conditions mean nothing to it, and it takes whatever comes."""
 
-    def put_bytes(
-        self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
-    ) -> str:
-        return super().put_bytes(key, data)
+    conditional = verifies = False
 
 
-def test_a_store_that_ignores_conditions(tmp_path: Path) -> None:
+def test_what_a_store_does_not_keep(tmp_path: Path) -> None:
     found = examine.conditional_writes(Careless(tmp_path))
-    assert found.state == "bad" and found.found == "If-None-Match and If-Match is ignored"
-    found = examine.conditional_writes(open_store(str(tmp_path)))
-    assert found.state == "good"
-    assert list(open_store(str(tmp_path)).list()) == [], "the probe's object is taken away"
+    assert found.state == "note" and found.found == "If-None-Match and If-Match are ignored" and found.do
+    assert examine.integrity(Careless(tmp_path), "auto").state == "good"
+    assert examine.integrity(Careless(tmp_path), "signed").state == "bad"
+    sound = open_store(str(tmp_path))
+    assert {examine.conditional_writes(sound).state, examine.integrity(sound, "signed").state} == {"good"}
+    assert list(sound.list()) == []
 
 
 def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

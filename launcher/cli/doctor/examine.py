@@ -1,8 +1,6 @@
-"""Looks at this machine and at the store, for `launch doctor`: tmux, and whether conditional writes hold."""
+"""Looks at this machine and at the store, for `launch doctor`: tmux, and which promises the store keeps."""
 
-import contextlib
 import os
-import secrets
 import subprocess
 import time
 import urllib.error
@@ -10,8 +8,8 @@ import urllib.request
 from email.utils import parsedate_to_datetime
 
 from launcher.cli.doctor.findings import Finding, clock
-from launcher.errors import LaunchError, StoreAway, StoreError
-from launcher.storage import PreconditionFailed, Store, StoreSettings, reach
+from launcher.errors import LaunchError, StoreAway
+from launcher.storage import Store, StoreSettings, reach
 from launcher.workstation import queue
 
 AWS = "https://s3.amazonaws.com"
@@ -28,6 +26,7 @@ def store(url: str | None, settings: StoreSettings) -> list[Finding]:
         made = [
             Finding("store", "good", f"{found.url} lets us in", "runs are mirrored there"),
             conditional_writes(found),
+            integrity(found, settings.checksum),
         ]
     except StoreAway as error:
         means = "a run trains on, and its mirror catches up when the store is back; a launch is refused"
@@ -39,32 +38,24 @@ def store(url: str | None, settings: StoreSettings) -> list[Finding]:
 
 def conditional_writes(found: Store) -> Finding:
     """Two attempts of a run must never both own it: that rests on If-None-Match and If-Match."""
-    key = f".launch-doctor-{secrets.token_hex(4)}"
-    ignored = []
-    try:
-        first = found.put_bytes(key, b"first", if_absent=True)
-        with contextlib.suppress(PreconditionFailed):
-            found.put_bytes(key, b"second", if_absent=True)
-            ignored.append("If-None-Match")
-        found.put_bytes(key, b"third", if_match=found.get_bytes(key)[1])
-        with contextlib.suppress(PreconditionFailed):
-            found.put_bytes(key, b"fourth", if_match=first)
-            ignored.append("If-Match")
-    except StoreAway:
-        raise
-    except StoreError as error:
-        means = "a run cannot claim its place in the store"
-        do = "Use a store that knows conditional writes, and a key that may write and delete."
-        return Finding("conditional writes", "bad", error.message, means, do)
-    finally:
-        with contextlib.suppress(StoreError):
-            found.delete(key)
-    if ignored:
-        means = "two attempts of a run could both take themselves for its owner and overwrite each other"
-        do = "Use a store that honours conditional writes (AWS S3, MinIO, SeaweedFS 4 and newer)."
-        return Finding("conditional writes", "bad", f"{' and '.join(ignored)} is ignored", means, do)
-    means = "two attempts of a run can never both own it"
-    return Finding("conditional writes", "good", "If-None-Match and If-Match are honoured", means)
+    if found.conditional:
+        means = "two attempts of a run can never both own it"
+        return Finding("conditional writes", "good", "If-None-Match and If-Match are honoured", means)
+    means = "two supervisors that take one run in the same moment may both go on for some seconds"
+    do = "Use a store that honours them (AWS S3, MinIO, SeaweedFS 4), or never resume a run in two places."
+    return Finding("conditional writes", "note", "If-None-Match and If-Match are ignored", means, do)
+
+
+def integrity(found: Store, checksum: str) -> Finding:
+    """What arrives must be what was sent."""
+    if found.verifies:
+        means = "what is damaged on the way is sent again"
+        return Finding("integrity", "good", "a body with another hash than the signed one is refused", means)
+    ignored = "a body with another hash than the signed one is taken"
+    if checksum == "signed":
+        means, do = "what is damaged on the way is stored so", "Set storage.checksum to etag or auto."
+        return Finding("integrity", "bad", ignored, means, do)
+    return Finding("integrity", "good", ignored, "each body has an MD5, which is compared with its etag, too")
 
 
 def _clock(settings: StoreSettings) -> list[Finding]:
