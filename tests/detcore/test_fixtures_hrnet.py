@@ -11,7 +11,7 @@ from detcore.models.heads import DenseHead, Predictions
 from detcore.necks.hrfpn import HRFPN
 from detcore.ops.coder import centerness, to_distances
 from detcore.ops.matching import BACKGROUND, learned
-from detcore.weights.keys import rename
+from detcore.weights.keys import best_table, rename
 from tests.detcore.test_fixtures_dense import MMDET_TERMS, TERMS, maps, regroup, targets_of
 
 TABLE = "mmdet_dense_hrnet"
@@ -62,6 +62,15 @@ def build(fixture: Fixture, mode: str) -> FCOS:
 
 def predict(model: FCOS, fixture: Fixture) -> Predictions:
     return model.head(model.neck(model.backbone(fixture["input/feat/0"])))
+
+
+@each("hrnet_fcos_mmdet")
+def test_fixture_hrnet_names_are_known_for_what_they_are(name: str) -> None:
+    fixture = read(name)
+    model, names = build(fixture, "eval"), list(fixture.under("weights"))
+    assert best_table(names, set(model.state_dict())) == TABLE
+    backbone = [key.removeprefix("backbone.") for key in names if key.startswith("backbone.")]
+    assert best_table(backbone, set(model.backbone.state_dict())) == "hrnet"
 
 
 @each("hrnet_fcos_mmdet")
