@@ -10,6 +10,7 @@ import hashlib
 import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ Step = Callable[[dict[str, Any]], str]  # makes a part of an upload, which these
 Steps = Sequence[Step]
 
 PROBE = ".launch-probe-"
+LOST = timedelta(minutes=1)  # no longer ago than this an upload was begun that is ours
 NEXT = {  # what asks for the next page, and what of the one before tells it
     "list_objects_v2": {"ContinuationToken": "NextContinuationToken"},
     "list_multipart_uploads": {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
@@ -125,9 +127,7 @@ class Bucket:
     ) -> str:  # fmt: skip
         """An upload in parts; the etag. `settled` may raise before it counts. What fails is taken away."""
         with self.recorded(key) as begun:
-            upload: dict[str, Any] = {
-                "UploadId": self.ask("create_multipart_upload", key, Metadata=metadata)["UploadId"]
-            }
+            upload: dict[str, Any] = {"UploadId": self._upload(key, metadata)}
             try:
                 begun(upload["UploadId"])
                 calls = [partial(step, {**upload, "PartNumber": n}) for n, step in enumerate(steps, 1)]
@@ -144,13 +144,33 @@ class Bucket:
 
     def abort(self, key: str, upload: str | None) -> None:
         """Take away an upload in parts that nobody carries on; without an id all to exactly this key."""
-        found = [upload] if upload else [
-            item["UploadId"] for page in self.pages("list_multipart_uploads", key)
-            for item in page.get("Uploads", ()) if item["Key"] == key
-        ]  # fmt: skip
-        for one in found:
+        for one in [upload] if upload else list(self._uploads(key)):
             with contextlib.suppress(Gone):
                 self.ask("abort_multipart_upload", key, UploadId=one)
+
+    def _upload(self, key: str, metadata: dict[str, str]) -> str:
+        """A new upload. Of one whose answer was lost nobody has the id: it is looked for and taken away."""
+        tries = 0
+
+        def begin() -> str:
+            nonlocal tries
+            tries += 1
+            answer = self._client.create_multipart_upload(Bucket=self.name, Key=key, Metadata=metadata)
+            return str(answer["UploadId"])
+
+        upload = self.retried(begin, key)
+        if tries > 1:
+            begun = self._uploads(key)
+            for other, when in begun.items():
+                if other != upload and timedelta() <= begun.get(upload, when) - when < LOST:
+                    self.abort(key, other)
+        return upload
+
+    def _uploads(self, key: str) -> dict[str, datetime]:
+        """Uploads to exactly this key, and when each was begun, by the store's clock."""
+        pages = self.pages("list_multipart_uploads", key)
+        found = (item for page in pages for item in page.get("Uploads", ()))
+        return {item["UploadId"]: item["Initiated"] for item in found if item["Key"] == key}
 
     @cached_property
     def conditional(self) -> bool:

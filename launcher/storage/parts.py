@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from threading import Semaphore
 from typing import NamedTuple, TypeVar
 
@@ -12,7 +13,8 @@ MIN_PART = 5 << 20  # S3's own limits: of each part but the last,
 MAX_PARTS = 10_000  # of their number,
 COPY = 512 << 20  # S3 takes 5 GiB in one request, which is long to wait for an answer
 AT_ONCE = 8
-IN_MEMORY = 5  # bodies of up to PART bytes at a time
+SMALL = 1 << 20
+IN_MEMORY = 4  # bodies above SMALL at a time: each costs more than its own size
 
 
 class Span(NamedTuple):
@@ -36,8 +38,12 @@ class Pool:
     """A store's threads for parts, started when they are first needed, and the room for bodies in memory."""
 
     def __init__(self) -> None:
-        self.room = Semaphore(IN_MEMORY)
+        self._room = Semaphore(IN_MEMORY)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="parts")
+
+    def room(self, size: int) -> AbstractContextManager[object]:
+        """Held while a body of `size` is in memory."""
+        return self._room if size > SMALL else nullcontext()
 
     def in_order(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """The results of `calls`, made side by side. After an error none is begun, and none still goes on."""

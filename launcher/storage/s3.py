@@ -182,20 +182,14 @@ class S3Store(Store):
         if source.size > PART:
             steps = [partial(self._send_part, name, source, span) for span in spans(0, source.size)]
             return self._put_parts(name, source, source.sha256().hexdigest(), steps, condition, growing)
-        with self.bucket.pool.room:
+        with self.bucket.pool.room(source.size):
             body = source.read(source.size)
             if source.changed() and not growing:
                 raise Changed("the file was written to while it was being sent")
             return Version(source.size, self.bucket.put(name, body, _marks(source), condition))
 
     def _put_parts(
-        self,
-        name: str,
-        source: Source,
-        sha256: str,
-        steps: Steps,
-        condition: Condition,
-        growing: bool,
+        self, name: str, source: Source, sha256: str, steps: Steps, condition: Condition, growing: bool
     ) -> Version:
         def settled() -> None:
             # What was hashed first and sent afterwards must be one and the same.
@@ -206,7 +200,7 @@ class S3Store(Store):
         return Version(source.size, self.bucket.assemble(name, metadata, steps, condition, settled))
 
     def _send_part(self, name: str, source: Source, span: Span, upload: dict[str, Any]) -> str:
-        with self.bucket.pool.room:
+        with self.bucket.pool.room(span.size):
             body = source.read(span.size, span.start)
             return self.bucket.send("upload_part", name, body, hashlib.sha256(body).hexdigest(), **upload)
 
