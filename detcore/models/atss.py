@@ -12,7 +12,8 @@ from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.boxes import to_cxcywh
 from detcore.ops.coder import DeltaCoder, centerness, to_distances
-from detcore.ops.losses import class_loss, giou_loss, mean_over_ranks
+from detcore.ops.focal import focal_loss
+from detcore.ops.losses import giou_loss, mean_over_ranks
 from detcore.ops.matching import learned
 from detcore.ops.matching.atss import atss_match
 from detcore.ops.targets import Targets
@@ -81,7 +82,7 @@ class ATSS(DenseDetector):
             predictions.centerness, central, weight=foreground.float(), reduction="sum"
         )
         return {
-            "loss_cls": class_loss(predictions.logits, labels) / count,
+            "loss_cls": focal_loss(predictions.logits, labels) / count,
             "loss_box_reg": BOX_WEIGHT * loss_box.sum() / weights,
             "loss_centerness": loss_centerness / count,
         }

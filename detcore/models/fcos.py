@@ -14,7 +14,8 @@ from detcore.models.heads import DenseHead, Predictions
 from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_points
 from detcore.ops.coder import centerness, from_distances, to_distances
-from detcore.ops.losses import MovingCount, class_loss, giou_loss, iou_loss, mean_over_ranks
+from detcore.ops.focal import focal_loss
+from detcore.ops.losses import MovingCount, giou_loss, iou_loss, mean_over_ranks
 from detcore.ops.matching import learned
 from detcore.ops.matching.points import points_match
 from detcore.ops.targets import Targets
@@ -97,7 +98,7 @@ class FCOS(DenseDetector):
             count, weights = mean_over_ranks(torch.stack([foreground.sum().float(), weight.sum()])).unbind()
             count, weights = count.clamp(min=1), weights.clamp(min=1e-6)
         return {
-            "loss_cls": class_loss(predictions.logits, labels) / count,
+            "loss_cls": focal_loss(predictions.logits, labels) / count,
             "loss_box_reg": loss_box / weights,
             "loss_centerness": loss_centerness / count,
         }

@@ -11,7 +11,8 @@ from detcore.models.heads import DenseHead, Predictions
 from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.coder import DeltaCoder
-from detcore.ops.losses import MovingCount, class_loss, smooth_l1_loss
+from detcore.ops.focal import focal_loss
+from detcore.ops.losses import MovingCount, smooth_l1_loss
 from detcore.ops.matching import learned
 from detcore.ops.matching.iou import iou_match
 from detcore.ops.targets import Targets
@@ -75,7 +76,7 @@ class RetinaNet(DenseDetector):
         normalizer = self.normalizer(foreground.sum())
         distance = smooth_l1_loss(predictions.boxes, self.coder.encode(boxes, anchors))
         return {
-            "loss_cls": class_loss(predictions.logits, labels) / normalizer,
+            "loss_cls": focal_loss(predictions.logits, labels) / normalizer,
             "loss_box_reg": torch.where(foreground[..., None], distance, 0.0).sum() / normalizer,
         }
 

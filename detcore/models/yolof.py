@@ -12,7 +12,8 @@ from detcore.backbones.layers import ConvNorm, Normalize
 from detcore.models.heads import initialize, rows, tower
 from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.coder import DeltaCoder
-from detcore.ops.losses import class_loss, giou_loss, mean_over_ranks
+from detcore.ops.focal import focal_loss
+from detcore.ops.losses import giou_loss, mean_over_ranks
 from detcore.ops.matching import learned
 from detcore.ops.matching.uniform import Matches, uniform_match
 from detcore.ops.select import inside, select
@@ -180,7 +181,7 @@ class YOLOF(nn.Module):
             normalizer = mean_over_ranks(foreground.sum().float()).clamp(min=1)
 
             labels, _ = learned(matches.assigned, targets, otherwise=anchors)
-            loss_cls = class_loss(self._rows(logits), labels) / normalizer
+            loss_cls = focal_loss(self._rows(logits), labels) / normalizer
 
             giou = giou_loss(pick(boxes, matches.anchor), pick(targets.boxes, matches.gt))
             loss_box = torch.where(matches.positive, giou, 0.0).sum() / normalizer

@@ -1,4 +1,4 @@
-"""Losses, element by element or summed, in float32; and what normalises their sums over the ranks."""
+"""Element-wise losses of boxes, and what normalises their sums over the ranks. All in float32."""
 
 import torch
 import torch.distributed as dist
@@ -6,32 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.ops.boxes import area, paired_iou
-from detcore.ops.matching import IGNORED
 
 # Keeps 0/0 of empty boxes finite; far below one square pixel.
 EPSILON = 1e-7
-
-
-def sigmoid_focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """-alpha_t (1 - p_t)^gamma log(p_t), with p = sigmoid(logits): (...) -> (...).
-
-    RetinaNet (arXiv:1708.02002), equation 5. `target` is 0 or 1, of the logits' shape. alpha < 0: no
-    alpha_t.
-    """
-    p = logits.sigmoid()
-    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss = loss * (p + target - 2 * p * target) ** gamma  # 1 - p_t
-    if alpha >= 0:
-        loss = loss * (alpha * target + (1 - alpha) * (1 - target))
-    return loss
-
-
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the focal loss of logits (N, R, K) against labels (N, R): a class, BACKGROUND, or IGNORED,
-    which does not count."""
-    classes = torch.arange(logits.shape[-1], device=logits.device)
-    focal = sigmoid_focal_loss(logits, (labels[..., None] == classes).to(logits.dtype))
-    return torch.where((labels != IGNORED)[..., None], focal, 0.0).sum()
 
 
 def smooth_l1_loss(predicted: Tensor, target: Tensor, beta: float = 0.0) -> Tensor:

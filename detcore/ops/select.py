@@ -9,6 +9,8 @@ from detcore.ops.boxes import clip
 from detcore.ops.nms import nms
 from detcore.ops.targets import Detections, compact, pick
 
+FIRST = 1000  # candidates that NMS looks at to begin with
+
 
 @torch.no_grad()
 def select(
@@ -46,11 +48,25 @@ def select(
         boxes = clip(boxes, sizes)
         real &= _solid(boxes)
     order = torch.where(real, values, -1.0).argsort(dim=1, descending=True, stable=True)
-    # What is not real comes last. NMS costs the square of what it is given, so that is cut off.
-    order = order[:, : int(real.sum(dim=1).max())]
     found = Detections(*(pick(part, order) for part in (boxes, values, labels)), real.sum(dim=1))
-    keep = nms(found.boxes, found.labels, nms_iou) & real.gather(1, order)
-    return compact(found, keep, limit)
+    return compact(found, _best(found, nms_iou, limit), limit)
+
+
+def _best(found: Detections, threshold: float, limit: int) -> Tensor:
+    """Which of the first `count` of each image, sorted, NMS keeps: of those that it keeps at least the first
+    `limit`. Its cost is the square of what it looks at, and what comes later changes nothing earlier, so it
+    looks at more only where that leaves too few."""
+    most, width = int(found.count.max()), FIRST
+    rank = torch.arange(found.labels.shape[1], device=found.labels.device)
+    real = rank < found.count[:, None]
+    while True:
+        width = min(width, most)
+        keep = torch.zeros_like(real)
+        keep[:, :width] = nms(found.boxes[:, :width], found.labels[:, :width], threshold)
+        keep &= real
+        if bool(((keep.sum(dim=1) >= limit) | (found.count <= width)).all()):
+            return keep
+        width *= 2
 
 
 def inside(found: Detections, sizes: Tensor) -> Detections:

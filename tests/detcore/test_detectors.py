@@ -213,6 +213,7 @@ def test_a_training_step_never_waits_for_the_device(name: str) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # dynamo does so
 @ONE_OF_A_KIND
 def test_the_training_step_is_one_graph(name: str) -> None:
     """torch.compile finds nothing it cannot trace: no break, so no point where the host must look."""

@@ -11,7 +11,8 @@ from fixture_files import FOLDER, each, read, systems
 from detcore.ops.anchors import grid_points
 from detcore.ops.boxes import clip, to_cxcywh
 from detcore.ops.coder import DeltaCoder, centerness, from_distances, to_distances
-from detcore.ops.losses import class_loss, giou_loss, iou_loss, sigmoid_focal_loss, smooth_l1_loss
+from detcore.ops.focal import ALPHA, focal_loss
+from detcore.ops.losses import giou_loss, iou_loss, smooth_l1_loss
 from detcore.ops.matching import BACKGROUND, IGNORED, learned
 from detcore.ops.matching.atss import atss_match
 from detcore.ops.matching.iou import iou_match
@@ -106,8 +107,6 @@ def test_fixture_distances(name: str) -> None:
 
 
 LOSSES: dict[str, tuple[Any, str, str]] = {
-    "focal": (sigmoid_focal_loss, "input/logits", "target/onehot"),
-    "focal_noalpha": (partial(sigmoid_focal_loss, alpha=-1), "input/logits", "target/onehot"),
     "giou_fvcore": (giou_loss, "input/pred_boxes", "target/boxes"),
     "giou_mmdet": (giou_loss, "input/pred_boxes", "target/boxes"),
     "iou_log_mmdet": (iou_loss, "input/pred_boxes", "target/boxes"),
@@ -121,7 +120,6 @@ LOSSES: dict[str, tuple[Any, str, str]] = {
 @pytest.mark.parametrize("key", LOSSES)
 def test_fixture_losses(name: str, key: str) -> None:
     fixture, (function, source, target) = read(name), LOSSES[key]
-    assert (fixture.config["alpha"], fixture.config["gamma"]) == (0.25, 2.0)
     predicted = fixture[source].clone().requires_grad_()
     loss = function(predicted, fixture[target])
     fixture.close(loss, f"expect/{key}", "values")
@@ -130,15 +128,24 @@ def test_fixture_losses(name: str, key: str) -> None:
 
 
 @each("op_losses")
-def test_fixture_class_loss(name: str) -> None:
-    """The focal loss by labels: what belongs to no class, and what is ignored."""
+def test_fixture_focal_loss(name: str) -> None:
+    """Row by row, as ours is a sum; then with rows that do not count."""
     fixture = read(name)
-    logits, label = fixture["input/logits"], fixture["expect/focal_label"]
-    label = torch.where(label == logits.shape[1], BACKGROUND, label)
-    torch.testing.assert_close(class_loss(logits[None], label[None]), fixture["expect/focal"].sum())
-    label[::3] = IGNORED
-    rest = fixture["expect/focal"][label != IGNORED].sum()
-    torch.testing.assert_close(class_loss(logits[None], label[None]), rest)
+    assert (fixture.config["alpha"], fixture.config["gamma"]) == (ALPHA, 2.0)
+    logits, labels = fixture["input/logits"].clone().requires_grad_(), fixture["expect/focal_label"].clone()
+    labels[labels == logits.shape[1]] = BACKGROUND
+    places = zip(logits[:, None, None], labels[:, None, None], strict=True)
+    each_row = torch.stack([focal_loss(*place) for place in places])
+    torch.testing.assert_close(each_row, fixture["expect/focal"].sum(dim=1), rtol=1e-5, atol=1e-6)
+    loss = focal_loss(logits[None], labels[None])
+    (gradient,) = torch.autograd.grad(loss, logits)
+    fixture.close(gradient, "expect/focal_grad", "grad")
+
+    labels[::3] = IGNORED
+    loss = focal_loss(logits[None], labels[None])
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(loss, fixture["expect/focal"][labels != IGNORED].sum())
+    assert gradient[::3].count_nonzero() == 0 and gradient[1].count_nonzero()
 
 
 @each("op_nms")
