@@ -28,7 +28,7 @@ Answer = tuple[Headers, Iterator[bytes]]
 Step = Callable[[dict[str, Any]], str]  # makes a part of an upload, which these parameters name; its etag
 Steps = Sequence[Step]
 
-PROBE = ".launch-probe-"
+PROBE = ".launch-probe-.tmp-"  # mirror and restore leave such a name out, should one be left behind
 LOST = timedelta(minutes=1)  # no longer ago than this an upload was begun that is ours
 NEXT = {  # what asks for the next page, and what of the one before tells it
     "list_objects_v2": {"ContinuationToken": "NextContinuationToken"},
