@@ -79,7 +79,8 @@ def whole(server: Weed, prefix: str) -> list[Mark]:
 
 def uploads(server: Weed, prefix: str) -> list[str]:
     """Unfinished multipart uploads below `prefix`."""
-    client = boto3.client("s3", endpoint_url=server.env["AWS_ENDPOINT_URL"])
+    session = boto3.Session(profile_name=server.env["AWS_PROFILE"])  # the default one remembers others' keys
+    client = session.client("s3", endpoint_url=server.env["AWS_ENDPOINT_URL"])
     found = client.list_multipart_uploads(Bucket="runs").get("Uploads", [])
     return [upload["Key"] for upload in found if upload["Key"].startswith(prefix)]
 

@@ -58,7 +58,7 @@ BAD_KEYS = ["../escaped", "/absolute", "logs//x", "code/../../escaped", "back\\s
 def test_keys_that_lead_elsewhere(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ENDPOINT_URL", moto), ("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    client = boto3.client("s3", region_name="us-east-1")
+    client = boto3.Session().client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="evil")
     url = f"s3://evil/{tmp_path.name}/{ID}"
     run, here = make_run(tmp_path / "origin", url), make_run(tmp_path / "here", url)

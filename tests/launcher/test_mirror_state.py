@@ -174,7 +174,8 @@ def uploads(server: Weed, store: Store) -> list[str]:
     """Unfinished multipart uploads below the store's prefix."""
     import boto3
 
-    client = boto3.client("s3", endpoint_url=server.env["AWS_ENDPOINT_URL"])
+    session = boto3.Session(profile_name=server.env["AWS_PROFILE"])  # the default one remembers others' keys
+    client = session.client("s3", endpoint_url=server.env["AWS_ENDPOINT_URL"])
     found = client.list_multipart_uploads(Bucket="runs").get("Uploads", [])
     prefix = store.url.removeprefix("s3://runs/")
     return [upload["Key"] for upload in found if upload["Key"].startswith(prefix)]
@@ -211,7 +212,8 @@ def test_unfinished_uploads_are_removed_when_the_run_is_claimed(
 ) -> None:
     import boto3
 
-    client = boto3.client("s3", endpoint_url=server.env["AWS_ENDPOINT_URL"])
+    session = boto3.Session(profile_name=server.env["AWS_PROFILE"])  # the default one remembers others' keys
+    client = session.client("s3", endpoint_url=server.env["AWS_ENDPOINT_URL"])
     prefix = store.url.removeprefix("s3://runs/")
     for key in (f"{prefix}/checkpoints/x", f"{prefix}-another/x"):
         client.create_multipart_upload(Bucket="runs", Key=key)
