@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -44,7 +45,7 @@ class Carrier:
             self._verb = "upload" if target.root is None else "download"
         self._lock = threading.Lock()
         self._halted = False
-        self._away = 0  # how often in a row the store did not answer
+        self._reached = 0.0  # when an object last got through
         self._bug: BaseException | None = None
 
     def run(self, plan: Plan) -> None:
@@ -110,36 +111,38 @@ class Carrier:
     def _work(self, todo: Iterator[tuple[Entry, str, bool]]) -> None:
         try:
             while not self._halted and (job := next(todo, None)) is not None:
-                self._one(*job)
+                began = time.monotonic()
+                if not self._one(*job) and self._reached < began:
+                    return  # nobody has got through since: there is no use in trying the next
         except BaseException as bug:  # the caller's thread shows it
             self._bug, self._halted = bug, True
 
-    def _one(self, entry: Entry, key: str, look: bool) -> None:
+    def _one(self, entry: Entry, key: str, look: bool) -> bool:
+        """False if the store was away."""
         what = f"{self.source.show(entry.key)} to {self.target.show(key)}"
         try:
             if look and self._same(entry, key):
                 with self._lock:
                     self.summary.same += 1
                 self.report.moved(entry.size)
-                return
+                return True
             if not self._dry:
                 self._transfer(entry, key)
         except Stopped:
-            return
+            return True
         except (LaunchError, OSError) as error:
             if isinstance(error, OSError) and error.errno in HOPELESS:
                 self._halted = True
-            self._away = self._away + 1 if isinstance(error, StoreAway) else 0
-            self._halted |= self._away >= THREADS
             self._failed(self._verb, what, words(error))
-            return
-        self._away = 0
+            return not isinstance(error, StoreAway)
+        self._reached = time.monotonic()
         with self._lock:
             self.summary.done += 1
             self.summary.size += entry.size
         if (self.source.root is None) == (self.target.root is None):  # no piece passes by _watch
             self.report.moved(entry.size)
         self._say(self._verb, what)
+        return True
 
     def _same(self, entry: Entry, key: str) -> bool:
         """Whether two objects of one size have one content. The times of a folder are set right, if so."""

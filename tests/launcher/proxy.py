@@ -36,6 +36,7 @@ class Fault:
     silent: bool = False  # accepted, never answered
     cut: int | None = None  # bytes of the answer's body, then the connection is closed
     trickle: bool = False  # a byte a second
+    lost: bool = False  # the store does it, and its answer is lost
 
 
 class Proxy:
@@ -44,6 +45,9 @@ class Proxy:
     def __init__(self, upstream: str) -> None:
         self.rule: Rule = lambda request: None
         self.seen: list[Request] = []
+        self.dropped: set[str] = (
+            set()
+        )  # headers of requests that the store does not get to see, in lower case
         self.closing = threading.Event()
         self._lock = threading.Lock()
         proxy, host = self, urlsplit(upstream).netloc
@@ -85,8 +89,15 @@ class Proxy:
                     text = f"<Error><Code>{fault.code}</Code><Message>told to</Message></Error>".encode()
                     self.answer(fault.status, [("Content-Type", "application/xml")], text, fault)
                     return
-                self.store.request(self.command, self.path, flipped(body, fault.flip_request), self.headers)
+                headers = {
+                    name: value for name, value in self.headers.items() if name.lower() not in proxy.dropped
+                }
+                self.store.request(self.command, self.path, flipped(body, fault.flip_request), headers)
                 there = self.store.getresponse()
+                if fault.lost:
+                    there.read()
+                    self.close_connection = True
+                    return
                 self.answer(there.status, there.getheaders(), there.read(), fault, there.length)
 
             def answer(
