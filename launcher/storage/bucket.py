@@ -91,8 +91,8 @@ class Bucket:
         if span and span.size:
             params["Range"] = f"bytes={span.start}-{span.start + span.size - 1}"
         with self._answers.speaking(key), self._wire.get(Key=key, **params) as (headers, read):
-            size = int(headers["content-length"])
-            if span and size != span.size:
+            size = int(headers.get("content-length", -1))
+            if size < 0 or (span and size != span.size):
                 raise Damaged(f"s3://{self.name}/{key} has come with {size} bytes instead of {span.size}")
             yield headers, _exactly(size, read, self.watch)
 
@@ -117,7 +117,7 @@ class Bucket:
                 if params.pop("IfNoneMatch", None) or "IfMatch" in params:
                     params["IfMatch"] = headers["etag"]  # what is there now is ours, to be put again
                 raise Damaged(f"s3://{self.name}/{key} is not stored as it was sent")
-            return headers["etag"]
+            return headers.get("etag", "")
 
         return self.retried(once, key)
 

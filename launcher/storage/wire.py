@@ -149,11 +149,12 @@ def route(client: Any, connections: Connections) -> None:
 
 def info_of(headers: Headers) -> Info:
     """What the headers of a GET or HEAD say of the whole object."""
-    total = headers.get("content-range", "").rpartition("/")[2] or headers["content-length"]
+    total = headers.get("content-range", "").rpartition("/")[2] or headers.get("content-length", "")
+    modified = headers.get("last-modified")
     sha256, mtime_ns = headers.get(META + "sha256", ""), headers.get(META + "mtime-ns", "")
     return Info(
-        size=int(total),
-        mtime=parsedate_to_datetime(headers["last-modified"]).timestamp(),
+        size=int(total) if total.isdecimal() else 0,
+        mtime=parsedate_to_datetime(modified).timestamp() if modified else 0.0,
         etag=headers.get("etag", ""),
         sha256=sha256 if len(sha256) == 64 else None,
         file_mtime_ns=int(mtime_ns) if mtime_ns.isdecimal() else None,
