@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detcore.backbones.layers import FrozenBatchNorm2d
+from detcore.backbones.layers import ConvNorm, FrozenBatchNorm2d
+from detcore.ops.losses import MovingCount
 from detcore.weights import WeightsError
 from detcore.weights.catalogue import CATALOGUE
 from detcore.weights.fetch import locate
@@ -50,7 +51,7 @@ def load(module: nn.Module, spec: str) -> Report:
     ours = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     table = best_table(state, set(ours))
     renamed = {rename(name, table): (name, value) for name, value in state.items()}
-    _fill_affine(module, renamed)
+    _fill_implied(module, renamed)
 
     missing = [name for name in ours if name not in renamed]
     if missing:
@@ -74,16 +75,22 @@ def load(module: nn.Module, spec: str) -> Report:
     return report
 
 
-def _fill_affine(module: nn.Module, renamed: dict[str, tuple[str, Tensor]]) -> None:
-    """Detectron's oldest files have batch norm folded to a factor and an offset: mean 0, variance 1.
+def _fill_implied(module: nn.Module, renamed: dict[str, tuple[str, Tensor]]) -> None:
+    """What a file may leave out, since it means the same.
 
-    1 - eps, so that FrozenBatchNorm2d gives exactly that factor.
+    Detectron's oldest files have batch norm folded to a factor and an offset: mean 0, and variance 1 - eps,
+    so that FrozenBatchNorm2d gives exactly that factor. mmdetection's convolutions have no bias where a norm
+    follows: a bias of 0. Nobody else keeps a moving normaliser: the one that training starts from.
     """
     for name, layer in module.named_modules():
         folded = f"{name}.weight" in renamed and f"{name}.running_mean" not in renamed
         if folded and isinstance(layer, FrozenBatchNorm2d):
             renamed[f"{name}.running_mean"] = ("", torch.zeros_like(layer.running_mean))
             renamed[f"{name}.running_var"] = ("", torch.full_like(layer.running_var, 1 - layer.eps))
+        if isinstance(layer, ConvNorm) and layer.conv.bias is not None and f"{name}.conv.weight" in renamed:
+            renamed.setdefault(f"{name}.conv.bias", ("", torch.zeros_like(layer.conv.bias)))
+        if isinstance(layer, MovingCount):
+            renamed.setdefault(f"{name}.average", ("", layer.average))
 
 
 def _some(names: Any, limit: int = 6) -> str:

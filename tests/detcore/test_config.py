@@ -94,6 +94,45 @@ def test_the_recipes_of_fcos_on_hrnet_are_exact(width: int) -> None:
     assert (train.data.augment.short, train.data.augment.max, train.data.augment.flip) == ([800], 1333, 0.5)
 
 
+@pytest.mark.parametrize("name", ["retinanet_r50_1x", "fcos_r50_1x", "fcos_r50_imprv_1x", "atss_r50_1x"])
+def test_what_the_published_recipes_on_a_pyramid_share(name: str) -> None:
+    content = merged(ROOT / f"recipes/{name}.yaml")
+    train, own = Train.model_validate(content["train"]), content["train"]["model"]
+    schedule, sgd = train.schedule, train.schedule.optimizer
+    assert (content["resources"]["gpus"], train.data.batch, sgd.lr) == (8, 16, 0.01)
+    assert (sgd.momentum, sgd.weight_decay, sgd.clip) == (0.9, 1e-4, None)
+    assert (own["head"], own["neck"]) == ({"channels": 256, "convs": 4}, "fpn")
+    assert train.data.augment.max == 1333 and max(train.data.augment.short) == train.data.test.short == 800
+    assert train.model.backbone.freeze == 2 and published(CATALOGUE[train.model.backbone.weights].url)
+    epochs = (schedule.iterations, *schedule.steps)
+    assert epochs == ((87960, 58640, 80630) if name == "atss_r50_1x" else (90000, 60000, 80000))
+
+
+def test_the_published_recipes_on_a_pyramid_are_exact() -> None:
+    """Where they differ: detectron2's RetinaNet, the authors' FCOS, mmdetection's ATSS."""
+    names = ("retinanet_r50_1x", "fcos_r50_1x", "fcos_r50_imprv_1x", "atss_r50_1x")
+    retinanet, fcos, improved, atss = (
+        Train.model_validate(merged(ROOT / f"recipes/{name}.yaml")["train"]) for name in names
+    )
+    model, warmup = retinanet.model, retinanet.schedule.warmup
+    assert (model.match.negative, model.match.positive, model.test.nms) == (0.4, 0.5, 0.5)
+    assert (model.anchors.scale, model.anchors.octave, model.anchors.ratios) == (4, 3, [0.5, 1, 2])
+    assert retinanet.data.augment.short == [640, 672, 704, 736, 768, 800]
+    assert (warmup.iterations, warmup.factor, warmup.constant) == (1000, 0.001, False)
+
+    for train, parts in ((fcos, ("exp", "cls", None, "iou")), (improved, ("relu", "reg", 1.5, "giou"))):
+        model, warmup, sgd = train.model, train.schedule.warmup, train.schedule.optimizer
+        assert (model.distances, model.centerness, model.radius, model.box_loss) == parts
+        assert (model.ranges, model.test.nms, model.style) == ([64, 128, 256, 512], 0.6, "original")
+        assert (warmup.iterations, round(warmup.factor * 3, 6), warmup.constant) == (500, 1, True)
+        assert (sgd.bias_lr, sgd.bias_decay, sgd.norm_decay) == (2, 0, 1e-4)
+
+    model, warmup, backbone = atss.model, atss.schedule.warmup, atss.model.backbone
+    assert (model.scale, model.offset, model.candidates, model.test.nms) == (8, 0, 9, 0.6)
+    assert (warmup.iterations, warmup.factor, warmup.constant) == (500, 0.001, False)
+    assert (backbone.weights, backbone.norm) == ("torchvision_resnet50", "fixed_bn")
+
+
 def test_another_batch_scales_the_schedule_as_a_whole() -> None:
     train = Train.model_validate(merged(ROOT / "recipes/yolof_r50_1x.yaml")["train"])
     assert train.schedule.scaled(64) is train.schedule

@@ -11,6 +11,7 @@ from detcore.ops.losses import giou_loss
 from detcore.ops.matching import BACKGROUND, IGNORED
 from detcore.ops.matching.uniform import uniform_match
 from detcore.ops.nms import nms
+from detcore.ops.select import select
 from detcore.ops.targets import Detections, Targets, compact
 from tests.detcore.conftest import pad_targets
 
@@ -188,3 +189,18 @@ def test_clip_and_compact() -> None:
     padded = compact(found, torch.tensor([[False, True], [False, False]]))
     assert padded.count.tolist() == [1, 0] and padded.labels.tolist() == [[2, -1], [-1, -1]]
     assert not padded.boxes[0, 1].any() and not padded.scores[1].any()
+
+
+def test_a_few_candidates_are_enough_for_nms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many it looks at to begin with, the detections are the same; levels have candidates each."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 300, 2, generator=generator) * 60
+    boxes = torch.cat([corners, corners + 30], dim=-1)
+    scores = torch.rand(2, 300, 3, generator=generator)
+    scores[1, 5:] = 0
+    options = {"score": 0.1, "topk": 100, "nms_iou": 0.3, "limit": 20}
+    whole = select(scores, boxes, [200, 100], **options)
+    monkeypatch.setattr("detcore.ops.select.FIRST", 8)
+    for ours, wanted in zip(select(scores, boxes, [200, 100], **options), whole, strict=True):
+        assert ours.equal(wanted)
+    assert whole.count[0] == 20 and 0 < whole.count[1] <= 15

@@ -172,6 +172,41 @@ def test_the_official_yolof_checkpoint_has_our_names() -> None:
     assert {rename(key, "yolof") for key in theirs} == ours
 
 
+@pytest.mark.parametrize(
+    ("fixture", "backbone", "table", "section"),
+    [
+        ("retinanet_hard", "backbone.bottom_up.", "detectron2_retinanet", {"name": "retinanet"}),
+        ("fcos_detectron2_hard", "backbone.bottom_up.", "detectron2_fcos", {"name": "fcos"}),
+        ("fcos_mmdet_hard", "backbone.", "mmdet_dense", {"name": "fcos"}),
+        ("atss_mmdet_hard", "backbone.", "mmdet_dense", {"name": "atss"}),
+    ],
+)
+def test_official_checkpoints_of_detectors_on_a_pyramid_load(
+    fixture: str, backbone: str, table: str, section: dict[str, Any], tmp_path: Path
+) -> None:
+    """The references' names of neck and head, in front of a ResNet-50 by its names there."""
+    style = {"style": "detectron2"} if table == "detectron2_fcos" else {}
+    resnet = {"name": "resnet50", "width": 0.0625}
+    model = build_model(model_section({"num_classes": 2, "backbone": resnet} | section | style))
+    ours = model.state_dict()
+    if table == "mmdet_dense":
+        theirs = torchvision_names(50)
+    else:
+        theirs = list(Fixture(FIXTURES / "backbone_resnet50.npz").under("weights"))
+    names = [*Fixture(FIXTURES / f"{fixture}.npz").under("weights"), *(backbone + key for key in theirs)]
+    state = {name: ours[rename(name, table)] + 1 for name in names if rename(name, table) in ours}
+    state |= {"pixel_mean": torch.zeros(3), f"{backbone}fc.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "theirs.pth")
+    report = load(model, str(tmp_path / "theirs.pth"))
+    assert report.table == table and set(report.unused) == {"pixel_mean", f"{backbone}fc.weight"}
+    taken = {rename(name, table): value for name, value in state.items()}
+    for key, value in model.state_dict().items():
+        if key in taken:
+            assert value.equal(taken[key])
+        else:
+            assert key.endswith((".conv.bias", "normalizer.average", "num_batches_tracked")), key
+
+
 def test_a_recipe_names_its_weights(tmp_path: Path) -> None:
     backbone = {"name": "resnet18", "width": 0.25, "weights": str(tmp_path / "b.pth")}
     section = {"name": "yolof", "num_classes": 2, "backbone": backbone}
