@@ -1,5 +1,6 @@
 """One step of learning: parts of a batch, mixed precision, and what a checkpoint must hold of them."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ from detcore.distributed import World
 from detcore.errors import InputError
 from detcore.learner import Learner, settle
 from detcore.train import Trainer
+from tests.detcore.conftest import assert_same
+from tests.detcore.test_detectors import SECTIONS
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -44,6 +47,23 @@ def test_parts_add_up_to_the_mean_of_their_gradients(tiny: dict[str, Any]) -> No
     for (name, p), other in zip(learner.model.named_parameters(), again.model.parameters(), strict=True):
         if p.requires_grad:
             torch.testing.assert_close(p.detach(), before[name] - 0.01 * other.grad / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_it_goes_on_the_same_from_what_it_saves(name: str, tiny: dict[str, Any]) -> None:
+    """Moving normalisers, too, bit for bit."""
+    tiny["model"] = {"num_classes": 3, "backbone": tiny["model"]["backbone"]} | SECTIONS[name]
+    learner, feed = made(tiny)
+    parts = {step: list(feed.step(step)) for step in range(1, 5)}
+    for step in (1, 2):
+        learner.step(step, parts[step])
+    weights, state = copy.deepcopy((learner.model.state_dict(), learner.state_dict()))
+    other, _ = made(tiny)
+    other.model.load_state_dict(weights)
+    other.load_state_dict(state)
+    for step in (3, 4):
+        assert_same(other.step(step, parts[step]), learner.step(step, parts[step]))
+    assert_same(dict(other.model.state_dict()), dict(learner.model.state_dict()))
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
