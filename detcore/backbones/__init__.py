@@ -30,7 +30,9 @@ def _resnet(depth: int) -> Any:
 
 def _mobilenetv2(cfg: Any, strides: Sequence[int]) -> MobileNetV2:
     taps = {4: "layer2", 8: "layer3", 16: "layer5", 32: "conv2"}
-    return MobileNetV2(cfg.width, cfg.norm, cfg.freeze, [taps[stride] for stride in strides])
+    if cfg.style == "tensorflow":  # arXiv:1801.04381, 6.2; others take what the block before gives
+        taps[16] = "layer6.expand"
+    return MobileNetV2(cfg.width, cfg.norm, cfg.freeze, [taps[stride] for stride in strides], cfg.style)
 
 
 def _hrnet(base: int) -> Any:

@@ -30,6 +30,17 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """PyTorch's. Where a channel has one value only (one image, a 1x1 map), and so no variance, PyTorch's
+    refuses to train; this uses the running statistics there, as in eval mode, and leaves them as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and input.numel() == input.shape[1]):
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class FixedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm with the statistics it was loaded with, whose affine map is trained (mmdetection's
     norm_eval)."""
@@ -54,7 +65,7 @@ class _Sum(torch.autograd.Function):
         return gradient
 
 
-class SyncBatchNorm(nn.BatchNorm2d):
+class SyncBatchNorm(BatchNorm2d):
     """Batch norm over all ranks. PyTorch's own on CUDA; on the CPU, which it refuses, sums by gloo.
 
     No subclass of PyTorch's: DistributedDataParallel refuses to train one on the CPU.
@@ -64,13 +75,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
         if input.is_cuda:
             return nn.SyncBatchNorm.forward(self, input)
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias,
-                self.training, self.momentum, self.eps,
-            )  # fmt: skip
         x = input.float()
         own_count = x.new_full((1,), x.numel() / x.shape[1])
         sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), own_count])
@@ -96,14 +104,32 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "frozen_bn": FrozenBatchNorm2d,
     "fixed_bn": FixedBatchNorm2d,
-    "bn": nn.BatchNorm2d,
+    "bn": BatchNorm2d,
     "sync_bn": SyncBatchNorm,
     "gn": _group_norm,
 }
 
 
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's padding SAME: ceil(size / stride) outputs, and where the padding is odd,
+    as with stride 2 on even sizes, one more right and below than left and above."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        above, below = self._padding(input.shape[-2], 0)
+        left, right = self._padding(input.shape[-1], 1)
+        return super().forward(F.pad(input, (left, right, above, below)))
+
+    def _padding(self, size: int, axis: int) -> tuple[int, int]:
+        kernel, stride = self.kernel_size[axis], self.stride[axis]
+        missing = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
+        return missing // 2, missing - missing // 2
+
+
 class ConvNorm(nn.Module):
-    """Convolution, norm, activation. Padding keeps the size at stride 1."""
+    """Convolution, norm, activation. Padding keeps the size at stride 1.
+
+    same  pad as TensorFlow does; see `SameConv2d`
+    """
 
     def __init__(
         self,
@@ -116,11 +142,15 @@ class ConvNorm(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         bias: bool = False,
+        same: bool = False,
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
+        if same:
+            self.conv = SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=bias)
+        else:
+            padding = dilation * (kernel // 2)
+            self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
         self.norm = NORMS[norm](outputs)
         self.activation = activation if activation is not None else nn.Identity()
 
@@ -136,9 +166,10 @@ class Pixels(NamedTuple):
     std: tuple[float, float, float]
 
 
-# detectron2's MSRA models, and torchvision's.
+# detectron2's MSRA models, torchvision's, and TensorFlow's MobileNets.
 CAFFE_PIXELS = Pixels("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 TORCHVISION_PIXELS = Pixels("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+TENSORFLOW_PIXELS = Pixels("RGB", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
 
 
 class Normalize(nn.Module):

@@ -15,14 +15,21 @@ class Backbone(Section):
     ]
     weights: str | None = None
     """A name in detcore.weights' catalogue, a path, an s3:// or https:// address; null: random."""
-    style: Literal["caffe", "torchvision"] = "torchvision"
-    """Of a ResNet: where the stride is and how pixels are normalised. Must be that of the weights."""
+    style: Literal["caffe", "torchvision", "tensorflow"] = "torchvision"
+    """How pixels are normalised; with caffe, of a ResNet, also where the stride is, with tensorflow, of
+    MobileNetV2, also how is padded. Must be that of the weights."""
     norm: Literal["frozen_bn", "fixed_bn", "bn", "sync_bn"] = "frozen_bn"
     """frozen_bn does not learn, fixed_bn learns all but its statistics."""
     freeze: Annotated[int, Field(ge=0, le=5)] = 0
     """Stages that are not trained: 1 the stem, 2 the stem and res2, ..."""
     width: Factor = 1.0
     """Factor on all channels."""
+
+    @model_validator(mode="after")
+    def has_style(self) -> "Backbone":
+        if self.style == "tensorflow" and self.name != "mobilenetv2":
+            raise ValueError("has `style` tensorflow, which only mobilenetv2 has")
+        return self
 
 
 class Test(Section):
@@ -194,4 +201,45 @@ class CornerNet(Detector):
     test: CornerTest = CornerTest()
 
 
-Model = Annotated[YOLOF | RetinaNet | FCOS | ATSS | CornerNet, Field(discriminator="name")]
+class Priors(Section):
+    strides: list[Factor] = [16, 32, 64, 107, 160, 320]
+    """From one cell to the next on each level, in pixels."""
+    sizes: list[Factor] = [48, 100, 150, 202, 253, 304, 320]
+    """Side of each level's smaller square, in pixels, and one more number: the larger square's side is the
+    geometric mean of this one and the next."""
+    ratios: Annotated[list[Factor], Field(min_length=1)] = [2.0, 3.0]
+    """Of the other boxes, width by height and height by width."""
+
+
+class SSDMatch(Section):
+    positive: Share = 0.5
+    """Prior boxes with at least this IoU belong to the object; beside them its best one does."""
+    negatives: Positive = 3
+    """Prior boxes of the background, the hardest, for each that belongs to an object."""
+
+
+class SSDLite(Detector):
+    name: Literal["ssdlite"]
+    style: Literal["mmdet", "tensorflow"] = "mmdet"
+    """tensorflow: as the model that TensorFlow released, with sigmoids, no softmax over the classes."""
+    extra: list[Positive] = [512, 256, 256, 128]
+    """Channels of the levels after the backbone's two."""
+    norm: Literal["bn", "sync_bn", "fixed_bn"] = "bn"
+    priors: Priors = Priors()
+    match: SSDMatch = SSDMatch()
+    test: Test = Test(score=0.02, nms=0.45, max=200)
+
+    @model_validator(mode="after")
+    def consistent(self) -> "SSDLite":
+        levels = 2 + len(self.extra)
+        if len(self.priors.strides) != levels or len(self.priors.sizes) != levels + 1:
+            raise ValueError(
+                f"needs `priors` with {levels} `strides` and {levels + 1} `sizes`: of 2 levels of "
+                f"the backbone and the {levels - 2} in `extra`, and the next size"
+            )
+        if (self.style == "tensorflow") != (self.backbone.style == "tensorflow"):
+            raise ValueError("needs `style` tensorflow for itself and for its `backbone`, or for neither")
+        return self
+
+
+Model = Annotated[YOLOF | RetinaNet | FCOS | ATSS | CornerNet | SSDLite, Field(discriminator="name")]

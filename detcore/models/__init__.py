@@ -8,6 +8,7 @@ from detcore.models.atss import build_atss
 from detcore.models.cornernet import build_cornernet
 from detcore.models.fcos import build_fcos
 from detcore.models.retinanet import build_retinanet
+from detcore.models.ssdlite import build_ssdlite
 from detcore.models.yolof import build_yolof
 from detcore.weights.loading import load_backbone
 
@@ -17,6 +18,7 @@ MODELS = {
     "fcos": build_fcos,
     "atss": build_atss,
     "cornernet": build_cornernet,
+    "ssdlite": build_ssdlite,
 }
 
 

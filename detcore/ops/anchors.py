@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def grid_points(height: int, width: int, stride: int, offset: float, device: torch.device) -> Tensor:
+def grid_points(height: int, width: int, stride: float, offset: float, device: torch.device) -> Tensor:
     """((column + offset) * stride, (row + offset) * stride) -> (height * width, 2) float32, pixels.
 
     An offset of 0 is detectron2's default for anchors, mmdetection's, and YOLOF's; FCOS has 0.5.
@@ -22,7 +22,13 @@ def grid_anchors(points: Tensor, sizes: Sequence[float], ratios: Sequence[float]
 
     Index point * A + size * len(ratios) + ratio.
     """
+    widths = [(size / math.sqrt(ratio), ratio) for size in sizes for ratio in ratios]
+    return boxes_around(points, [(width, width * ratio) for width, ratio in widths])
+
+
+def boxes_around(points: Tensor, shapes: Sequence[tuple[float, float]]) -> Tensor:
+    """Boxes of `shapes` (width, height) around points (P, 2) -> (P * A, 4), index point * A + shape."""
     # full, not torch.tensor(..., device=...): a copy from the host would wait for the device.
-    sides = [size / math.sqrt(ratio) * side for size in sizes for ratio in ratios for side in (1, ratio)]
-    half = torch.stack([points.new_full((), side / 2) for side in sides]).view(1, -1, 2)
+    half = [points.new_full((), side / 2) for shape in shapes for side in shape]
+    half = torch.stack(half).view(1, -1, 2)
     return torch.cat([points[:, None] - half, points[:, None] + half], dim=-1).reshape(-1, 4)

@@ -153,6 +153,16 @@ _HRNET: tuple[Rule, ...] = (
     (r"\.downsample\.([01])\.", lambda m: f".shortcut.{_PARTS[int(m[1])]}."),
 )  # fmt: skip
 
+# mmdetection's SSDLite.
+_MMDET_SSDLITE: tuple[Rule, ...] = (
+    (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'mmdet_mobilenetv2')}"),
+    (r"^neck\.extra_layers\.(\d)\.0\.", r"neck.layers.\1.reduce."),
+    (r"^neck\.extra_layers\.(\d)\.1\.(depthwise|pointwise)_conv\.", r"neck.layers.\1.\2."),
+    (r"^bbox_head\.cls_convs\.", "head.cls_score."),
+    (r"^bbox_head\.reg_convs\.", "head.bbox_pred."),
+    (r"\.bn\.", ".norm."),
+)
+
 # mmdetection's RetinaNet, FCOS and ATSS: the head, with FPN on a ResNet, with HRFPN on HRNet.
 _MMDET_HEAD: tuple[Rule, ...] = (
     (r"^bbox_head\.(cls|reg)_convs\.(\d+)\.", r"head.\1_tower.\2."),
@@ -189,6 +199,7 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "detectron2_fcos": _DETECTRON2_FCOS,
     "mmdet_dense": _MMDET_DENSE,
     "mmdet_dense_hrnet": _MMDET_DENSE_HRNET,
+    "mmdet_ssdlite": _MMDET_SSDLITE,
     "cornernet": _CORNERNET,
 }
 

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from detcore.backbones import BACKBONES, build_backbone
-from detcore.backbones.layers import CAFFE_PIXELS, FrozenBatchNorm2d, Normalize
+from detcore.backbones.layers import (
+    CAFFE_PIXELS,
+    NORMS,
+    ConvNorm,
+    FrozenBatchNorm2d,
+    Normalize,
+)
 from detcore.backbones.mobilenetv2 import MobileNetV2
 from detcore.backbones.resnet import ResNet
 from detcore.config.models import Backbone
@@ -41,6 +47,46 @@ def test_taps_give_the_pyramid() -> None:
     features = mobile(torch.rand(2, 3, 64, 64))
     assert [f.shape[1] for f in features] == list(mobile.channels)
     assert [f.shape[-1] for f in features] == [16, 8, 4, 2]
+
+
+def test_a_tap_may_be_an_expansion() -> None:
+    x = torch.rand(2, 3, 64, 64)
+    plain, tapped = (MobileNetV2(0.25, taps=taps) for taps in (("layer5",), ("layer6.expand", "conv2")))
+    tapped.load_state_dict(plain.state_dict())
+    assert tapped.channels == (6 * plain.channels[0], 1280) and tapped.strides == (16, 32)
+    expansion, last = tapped.eval()(x)
+    assert expansion.equal(plain.layer6[0].expand.eval()(plain.eval()(x)[0]))
+    whole = MobileNetV2(0.25)
+    whole.load_state_dict(plain.state_dict())
+    assert last.equal(whole.eval()(x)[0])
+
+
+@pytest.mark.parametrize(("size", "first"), [(6, 0), (7, -1), (5, -1), (8, 0), (1, -1)])
+def test_same_padding_is_tensorflows(size: int, first: int) -> None:
+    """An output looks at 3 pixels from `first` on, two further for the next: pad_along of TensorFlow's
+    documentation of tf.nn.convolution, for even and odd sizes."""
+    layer = ConvNorm(1, 1, 3, norm="none", stride=2, same=True)
+    torch.nn.init.ones_(layer.conv.weight)
+    row = torch.arange(1.0, size + 1)
+    outputs = layer(row.expand(1, 1, size, size))[0, 0]
+    assert outputs.shape == (-(-size // 2),) * 2
+    starts = [first + 2 * i for i in range(len(outputs))]
+    sums = [sum(row[i] for i in range(start, start + 3) if 0 <= i < size) for start in starts]
+    covered = [sum(0 <= i < size for i in range(start, start + 3)) for start in starts]
+    torch.testing.assert_close(outputs, torch.outer(torch.tensor(covered).float(), torch.tensor(sums)))
+
+
+@pytest.mark.parametrize("name", ["bn", "sync_bn"])
+def test_one_value_a_channel_is_normalised_by_running_statistics(name: str) -> None:
+    """PyTorch's batch norm raises there: one image on a rank, and a map of 1x1."""
+    norm = NORMS[name](3).train()
+    for _ in range(3):
+        norm(torch.rand(4, 3, 2, 2) + 5)
+    x, state = torch.rand(1, 3, 1, 1), {key: value.clone() for key, value in norm.state_dict().items()}
+    y = norm(x)
+    assert y.equal(norm.eval()(x)) and y.isfinite().all()
+    assert all(value.equal(state[key]) for key, value in norm.state_dict().items())
+    assert not norm.train()(x.expand(2, 3, 1, 1)).equal(y.expand(2, 3, 1, 1))
 
 
 @pytest.mark.parametrize("strides", [(32,), (8, 16, 32), (4, 8, 16, 32)])

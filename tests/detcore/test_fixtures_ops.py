@@ -25,6 +25,7 @@ from tests.detcore.conftest import pad_targets
 CPU = torch.device("cpu")
 KNOWN = {
     "yolof", "retinanet_detectron2", "fcos_detectron2", "fcos_mmdet", "atss_mmdet",
+    "ssdlite_mmdet", "ssdlite_real_weights", "op_ssd_match_and_mining", "op_ssd_priors",
     "op_uniform_matcher", "op_retinanet_matcher", "op_fcos_targets", "op_atss_assigner",
     "op_box_coders", "op_losses", "op_nms",
     "backbone_resnet50", "backbone_mobilenetv2", "coco_eval",
