@@ -7,7 +7,8 @@ A table's rules are applied to a name one after the other. The names of ours tha
 import re
 from collections.abc import Callable, Iterable
 
-from detcore.backbones.mobilenetv2 import LAYERS
+from detcore.backbones.mobilenetv2 import BLOCKS
+from detcore.weights import tensorflow
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
@@ -41,8 +42,6 @@ _CAFFE2_RESNET: tuple[Rule, ...] = (
     (r"\.w$", ".conv.weight"),
 )
 
-_BLOCKS = [f"layer{i}.{j}" for i, layer in enumerate(LAYERS, start=1) for j in range(layer[2])]
-
 _TORCHVISION_MOBILENETV2: tuple[Rule, ...] = (
     (r"^features\.0\.0\.", "conv1.conv."),
     (r"^features\.0\.1\.", "conv1.norm."),
@@ -53,7 +52,7 @@ _TORCHVISION_MOBILENETV2: tuple[Rule, ...] = (
     (r"^features\.1\.conv\.0\.1\.", "layer1.0.depthwise.norm."),
     (r"^features\.1\.conv\.1\.", "layer1.0.project.conv."),
     (r"^features\.1\.conv\.2\.", "layer1.0.project.norm."),
-    (r"^features\.(\d+)\.", lambda m: f"{_BLOCKS[int(m[1]) - 1]}." if int(m[1]) <= len(_BLOCKS) else m[0]),
+    (r"^features\.(\d+)\.", lambda m: f"{BLOCKS[int(m[1]) - 1]}." if int(m[1]) <= len(BLOCKS) else m[0]),
     (r"^(layer\d\.\d)\.conv\.0\.0\.", r"\1.expand.conv."),
     (r"^(layer\d\.\d)\.conv\.0\.1\.", r"\1.expand.norm."),
     (r"^(layer\d\.\d)\.conv\.1\.0\.", r"\1.depthwise.conv."),
@@ -200,6 +199,8 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "mmdet_dense": _MMDET_DENSE,
     "mmdet_dense_hrnet": _MMDET_DENSE_HRNET,
     "mmdet_ssdlite": _MMDET_SSDLITE,
+    "tensorflow_mobilenetv2": tensorflow.MOBILENETV2,
+    "tensorflow_ssdlite": tensorflow.SSDLITE,
     "cornernet": _CORNERNET,
 }
 

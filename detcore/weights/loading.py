@@ -1,31 +1,41 @@
 """Weights from elsewhere into a backbone or a whole detector; what did not match is said."""
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detcore.backbones.layers import ConvNorm, FrozenBatchNorm2d
+from detcore.backbones.layers import ConvNorm, FixedBatchNorm2d, FrozenBatchNorm2d
 from detcore.ops.losses import MovingCount
-from detcore.weights import WeightsError
+from detcore.weights import WeightsError, tensorflow
 from detcore.weights.catalogue import CATALOGUE
 from detcore.weights.fetch import locate
 from detcore.weights.keys import best_table, rename
 from detcore.weights.reading import read_state
 
 
+STATISTICS = (".running_mean", ".running_var")
+
+
 class Report(NamedTuple):
-    """table: whose names the file has; loaded: how many tensors were taken; unused: the others' names."""
+    """table: whose names the file has; loaded: how many tensors each part took; implied: how many of them the
+    file leaves out, since they follow from others; unused: the others' names."""
 
     spec: str
     table: str
-    loaded: int
+    loaded: Counter[str]
+    implied: int
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
+        parts = ", ".join(f"{part} {count}" for part, count in self.loaded.items())
+        implied = f"; {self.implied} of them follow from others" if self.implied else ""
         unused = f"; not used: {_some(self.unused)}" if self.unused else ""
-        return f"weights {self.spec}: {self.loaded} tensors loaded ({self.table} names){unused}"
+        names = f"{self.table} names: {parts}"
+        return f"weights {self.spec}: {self.loaded.total()} tensors loaded ({names}){implied}{unused}"
 
 
 def load_backbone(backbone: nn.Module, cfg: Any) -> Report:
@@ -42,22 +52,34 @@ def load_backbone(backbone: nn.Module, cfg: Any) -> Report:
 
 
 def load(module: nn.Module, spec: str) -> Report:
-    """Loads what `spec` means (see `fetch.locate`) into `module`: a backbone or a detector.
+    """Loads what `spec` means (see `fetch.locate`) into `module`: a backbone or a detector. See `fit`."""
+    return fit(module, spec, read_state(locate(spec)))
+
+
+def fit(module: nn.Module, spec: str, state: Mapping[str, Tensor]) -> Report:
+    """Loads `state`, read from `spec`, into `module`: a backbone or a detector.
 
     Every weight and statistic of `module` must be there in the right shape; names may be any project's in
     `keys.TABLES`. What the file has beyond that is left over, and printed by rank 0.
     """
-    state = read_state(locate(spec))
-    ours = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+    ours = weights_of(module)
     table = best_table(state, set(ours))
     renamed = {rename(name, table): (name, value) for name, value in state.items()}
+    if table == "tensorflow_ssdlite":
+        tensorflow.reorder(renamed, ours)
     _fill_implied(module, renamed)
 
     missing = [name for name in ours if name not in renamed]
     if missing:
+        folded = all(name.endswith(STATISTICS) for name in missing)
         raise WeightsError(
             f"weights {spec}: {len(missing)} of {len(ours)} tensors are not in the file (read with {table} "
-            f"names): {_some(missing)}; is it for another architecture or depth?"
+            f"names): {_some(missing)}; "
+            + (
+                "its batch norm has no statistics, so it fits `norm: frozen_bn` or `fixed_bn` only"
+                if folded
+                else "is it for another architecture or depth?"
+            )
         )
     wrong = [name for name in ours if renamed[name][1].shape != ours[name].shape]
     if wrong:
@@ -68,29 +90,49 @@ def load(module: nn.Module, spec: str) -> Report:
         )
     module.load_state_dict({name: renamed[name][1] for name in ours}, strict=False)
     unused = tuple(old for new, (old, _) in renamed.items() if new not in ours and old)
-    unused = tuple(name for name in unused if not name.endswith("num_batches_tracked"))
-    report = Report(spec, table, len(ours), unused)
+    report = Report(
+        spec,
+        table,
+        Counter(name.split(".")[0] for name in ours),
+        sum(not renamed[name][0] for name in ours),
+        tuple(name for name in unused if not name.endswith("num_batches_tracked")),
+    )
     if os.environ.get("RANK", "0") == "0":
         print(report, flush=True)
     return report
 
 
-def _fill_implied(module: nn.Module, renamed: dict[str, tuple[str, Tensor]]) -> None:
-    """What a file may leave out, since it means the same.
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """All that a file of weights has to have."""
+    return {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
 
-    Detectron's oldest files have batch norm folded to a factor and an offset: mean 0, and variance 1 - eps,
-    so that FrozenBatchNorm2d gives exactly that factor. mmdetection's convolutions have no bias where a norm
-    follows: a bias of 0. Nobody else keeps a moving normaliser: the one that training starts from.
+
+def _fill_implied(module: nn.Module, renamed: dict[str, tuple[str, Tensor]]) -> None:
+    """What a file may leave out, or say elsewhere, since it means the same.
+
+    Detectron's oldest files and graphs that TensorFlow optimised have batch norm folded to a factor and an
+    offset: mean 0, and variance 1 - eps, so that a norm with fixed statistics gives exactly that factor,
+    which is 1 where the convolution before it has it in its weights. mmdetection's convolutions have no bias
+    where a norm follows: a bias of 0. Others' may have one where ours do not: subtracted from the mean.
+    Nobody else keeps a moving normaliser: the one that training starts from.
     """
     for name, layer in module.named_modules():
-        folded = f"{name}.weight" in renamed and f"{name}.running_mean" not in renamed
-        if folded and isinstance(layer, FrozenBatchNorm2d):
+        folded = f"{name}.bias" in renamed and f"{name}.running_mean" not in renamed
+        if folded and isinstance(layer, FrozenBatchNorm2d | FixedBatchNorm2d):
+            renamed.setdefault(f"{name}.weight", ("", torch.ones_like(layer.running_var)))
             renamed[f"{name}.running_mean"] = ("", torch.zeros_like(layer.running_mean))
             renamed[f"{name}.running_var"] = ("", torch.full_like(layer.running_var, 1 - layer.eps))
-        if isinstance(layer, ConvNorm) and layer.conv.bias is not None and f"{name}.conv.weight" in renamed:
-            renamed.setdefault(f"{name}.conv.bias", ("", torch.zeros_like(layer.conv.bias)))
         if isinstance(layer, MovingCount):
             renamed.setdefault(f"{name}.average", ("", layer.average))
+    for name, layer in module.named_modules():
+        if not isinstance(layer, ConvNorm) or f"{name}.conv.weight" not in renamed:
+            continue
+        bias, mean = f"{name}.conv.bias", f"{name}.norm.running_mean"
+        if layer.conv.bias is not None:
+            renamed.setdefault(bias, ("", torch.zeros_like(layer.conv.bias)))
+        elif bias in renamed and mean in renamed and renamed[bias][1].shape == renamed[mean][1].shape:
+            old, value = renamed[mean]
+            renamed[mean] = (old, value - renamed.pop(bias)[1])
 
 
 def _some(names: Any, limit: int = 6) -> str:
