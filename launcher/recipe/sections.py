@@ -178,7 +178,7 @@ class Storage(Section):
     ca_bundle: str | None = None
     """File of certificates to trust, for a store over https that is signed by your own authority."""
     checksum: Literal["auto", "signed", "etag"] = "auto"
-    """What tells that a body arrived whole: the store, by the signed hash, or its etag. Probed if auto."""
+    """What tells that a body arrived whole: the store, by a signed hash, or its etag. Probed if auto."""
 
     @property
     def settings(self) -> StoreSettings:

@@ -183,7 +183,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def verifies(self) -> bool:
-        """Whether it refuses a body that is not what was signed. Where not, we compare what it has stored."""
+        """Whether it refuses a body that is not what was sent. Where not, we compare what it has stored."""
 
 
 def key_problem(key: str) -> str | None:

@@ -1,13 +1,13 @@
 """One bucket, request by request: each is tried again as answers.py says, and a condition is kept.
 
 Control (listings, copies, deletes, the beginning and end of uploads in parts) is boto3's, bodies are
-wire.py's. Their integrity comes from the signed SHA-256 of each; the newer checksum trailers, which some
-stores refuse and one has stored inside the object (boto3#4392, #4435), stay off.
+wire.py's. Their integrity comes from the SHA-256 of each: it is signed, and stands in a header of its own for
+stores that compare only that one. The newer checksum trailers, which some stores refuse and one has stored
+inside the object (boto3#4392, #4435), stay off.
 """
 
 import contextlib
 import hashlib
-import secrets
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from launcher.errors import StoreAway, StoreError
+from launcher.storage import probes
 from launcher.storage.answers import Answers, Gone, Unexplained
 from launcher.storage.base import Damaged, NotFound, PreconditionFailed, StoreSettings
 from launcher.storage.client import Access
@@ -28,7 +29,6 @@ Answer = tuple[Headers, Iterator[bytes]]
 Step = Callable[[dict[str, Any]], str]  # makes a part of an upload, which these parameters name; its etag
 Steps = Sequence[Step]
 
-PROBE = ".launch-probe-.tmp-"  # mirror and restore leave such a name out, should one be left behind
 LOST = timedelta(minutes=1)  # no longer ago than this an upload was begun that is ours
 NEXT = {  # what asks for the next page, and what of the one before tells it
     "list_objects_v2": {"ContinuationToken": "NextContinuationToken"},
@@ -37,10 +37,10 @@ NEXT = {  # what asks for the next page, and what of the one before tells it
 
 
 class Bucket:
-    """Keys are whole here. `probes` is where keys may be made for a moment, to see what the store can do."""
+    """Keys are whole here. Below `prefix` keys may be made for a moment, to see what the store can do."""
 
-    def __init__(self, name: str, settings: StoreSettings, probes: str) -> None:
-        self.name, self.settings, self._probes = name, settings, probes
+    def __init__(self, name: str, settings: StoreSettings, prefix: str) -> None:
+        self.name, self.settings, self.prefix = name, settings, prefix
         self._answers = Answers(name, "the store", settings.endpoint)
         with self._answers.speaking():
             self._access = Access(settings)
@@ -48,6 +48,7 @@ class Bucket:
         self._answers = Answers(name, self.where, settings.endpoint)
         self.account = (self.where, settings)
         self.retried, self.error = self._answers.retried, self._answers.error
+        self.speaking = self._answers.speaking
         self.pool = Pool()
         # Whoever transfers for a person sets these: the first is told of every piece that comes and goes, and
         # may raise to end it; the second is entered around each upload in parts, and told its id.
@@ -55,7 +56,7 @@ class Bucket:
         self.recorded: Callable[[str], contextlib.AbstractContextManager[Callable[[str], None]]] = _unrecorded
 
     @cached_property
-    def _wire(self) -> Wire:
+    def wire(self) -> Wire:
         return self._access.wire(self.name)
 
     def ask(self, operation: str, key: str = "", **params: Any) -> Any:
@@ -90,10 +91,11 @@ class Bucket:
         params = {"IfMatch": etag} if etag else {}
         if span and span.size:
             params["Range"] = f"bytes={span.start}-{span.start + span.size - 1}"
-        with self._answers.speaking(key), self._wire.get(Key=key, **params) as (headers, read):
+        with self.speaking(key), self.wire.get(Key=key, **params) as (headers, read):
             size = int(headers.get("content-length", -1))
             if size < 0 or (span and size != span.size):
-                raise Damaged(f"s3://{self.name}/{key} has come with {size} bytes instead of {span.size}")
+                expected = f" instead of {span.size}" if span else ""
+                raise Damaged(f"s3://{self.name}/{key} has come with {size} bytes{expected}")
             yield headers, _exactly(size, read, self.watch)
 
     def put(self, key: str, body: bytes, metadata: dict[str, str], condition: Condition) -> str:
@@ -104,15 +106,16 @@ class Bucket:
         return self._under(condition, key, metadata, lambda condition: send(**condition))
 
     def send(self, operation: str, key: str, body: bytes, sha256: str, **params: Any) -> str:
-        """A body to the store; its etag. Where the store does not look at the signed hash, MD5 does."""
-        compare = self.settings.checksum == "etag" or (self.settings.checksum == "auto" and not self.verifies)
-        md5 = hashlib.md5(body, usedforsecurity=False) if compare else None
+        """A body to the store; its etag. Where the store looks at no hash of ours, MD5 tells."""
+        if self.guard == "checksum":
+            params["ChecksumSHA256"] = b64encode(bytes.fromhex(sha256)).decode()
+        md5 = hashlib.md5(body, usedforsecurity=False) if self.guard == "etag" else None
         if md5:
             params["ContentMD5"] = b64encode(md5.digest()).decode()
 
         def once() -> str:
             self.watch(len(body))
-            headers = self._wire.put(operation, sha256, Key=key, Body=body, **params)
+            headers = self.wire.put(operation, sha256, Key=key, Body=body, **params)
             if md5 and md5_of(headers) not in (None, md5.hexdigest()):
                 if params.pop("IfNoneMatch", None) or "IfMatch" in params:
                     params["IfMatch"] = headers["etag"]  # what is there now is ours, to be put again
@@ -138,7 +141,7 @@ class Bucket:
                 return self._under(condition, key, metadata, lambda condition: str(end(**condition)["ETag"]))
             except BaseException:
                 # If the store is away the caller is about to hear it, and sweep() removes the parts.
-                with contextlib.suppress(StoreError), self._answers.speaking(key):
+                with contextlib.suppress(StoreError), self.speaking(key):
                     self._client.abort_multipart_upload(Bucket=self.name, Key=key, **upload)
                 raise
 
@@ -175,39 +178,17 @@ class Bucket:
     @cached_property
     def conditional(self) -> bool:
         """Whether both conditions of a put are kept."""
-        key, kept = f"{self._probes}{PROBE}{secrets.token_hex(8)}", 0
-        try:
-            self.send("put_object", key, b"1", hashlib.sha256(b"1").hexdigest())
-            for condition in ({"IfNoneMatch": "*"}, {"IfMatch": '"00000000000000000000000000000000"'}):
-                try:
-                    self.ask("put_object", key, Body=b"2", **condition)
-                except StoreAway:
-                    raise
-                except PreconditionFailed:
-                    kept += 1
-                except StoreError:
-                    break  # it does not know the condition
-        finally:
-            self.ask("delete_object", key)
-        return kept == 2
+        return probes.conditional(self)
 
     @cached_property
-    def verifies(self) -> bool:
-        """Whether a body with another hash than the signed one is refused."""
-        key = f"{self._probes}{PROBE}{secrets.token_hex(8)}"
+    def refuses(self) -> probes.Guard:
+        """By what the store itself knows a damaged body."""
+        return probes.guard(self)
 
-        def refused() -> bool:
-            try:
-                with self._answers.speaking(key):
-                    self._wire.put("put_object", hashlib.sha256(b"signed").hexdigest(), Key=key, Body=b"sent")
-            except Damaged:
-                return True
-            return False
-
-        if self.retried(refused):
-            return True
-        self.ask("delete_object", key)
-        return False
+    @property
+    def guard(self) -> probes.Guard:
+        """What has to tell that a body has arrived whole."""
+        return self.refuses if self.settings.checksum == "auto" else self.settings.checksum
 
     def _under(
         self, condition: Condition, key: str, metadata: dict[str, str], put: Callable[[Condition], str]

@@ -87,7 +87,9 @@ class Connections:
         idle = self._idle.setdefault(f"{there.scheme}://{where}", [])
         request = partial(self._ask, method, urlunsplit(("", "", *there[2:4], "")), headers, body)
         with _speaking(where):
-            connection, response = self._begun(idle, there.scheme == "https", where, request)
+            # A POST that is done twice counts twice: it takes no connection that may be stale.
+            reuse = [] if method == "POST" else idle
+            connection, response = self._begun(reuse, there.scheme == "https", where, request)
         try:
             yield Answer(response, where)
             if response.isclosed() and not response.will_close and len(idle) < KEPT:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock
@@ -11,6 +12,8 @@ from pathlib import Path
 from launcher.errors import StoreError
 
 CHUNK = 1 << 20
+MOMENT = 0.05  # seconds
+MOMENTS = 20
 
 
 class Changed(StoreError):
@@ -60,16 +63,31 @@ def _print(info: os.stat_result) -> tuple[int, ...]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
-    """A regular file to send; a symbolic link is refused, not followed."""
+def opened(path: Path, still: bool = False) -> Iterator[Source]:
+    """A regular file to send; a symbolic link is refused, not followed. `still`: not while it is written."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise StoreError(f"{path} is not a regular file")
-        yield Source(fd, info)
+        yield Source(fd, _still(fd) if still else info)
     finally:
         os.close(fd)
+
+
+def _still(fd: int) -> os.stat_result:
+    """The state of a file once it has not been written to for a moment.
+
+    A write moves a file's times when it begins, in steps of some ms, and not again while it goes on: of a
+    file that is younger, equal times before and after do not tell that what was read is one content.
+    """
+    for _ in range(MOMENTS):
+        info = os.fstat(fd)
+        age = time.time() - info.st_ctime
+        if not 0 <= age < MOMENT:
+            return info
+        time.sleep(MOMENT - age)
+    raise Changed("the file is being written to all the time")
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class FolderStore(Store):
 
     def put_file(self, key: str, path: Path, *, if_absent: bool = False, growing: bool = False) -> Version:
         target = self.path(key)
-        with opened(path) as source, self._put(target, if_absent) as fd:
+        with opened(path, still=not growing) as source, self._put(target, if_absent) as fd:
             seen = _copied(source.chunks(), fd)
             if not growing and source.changed():
                 raise Changed("the file was written to while it was being sent")

@@ -42,7 +42,7 @@ class S3Store(Store):
     def __init__(self, bucket: str, prefix: str, settings: StoreSettings) -> None:
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.bucket = Bucket(bucket, settings, probes=self.prefix)
+        self.bucket = Bucket(bucket, settings, self.prefix)
 
     @property
     def conditional(self) -> bool:
@@ -50,14 +50,14 @@ class S3Store(Store):
 
     @property
     def verifies(self) -> bool:
-        return self.bucket.verifies
+        return self.bucket.refuses == "signed" or self.bucket.guard == "checksum"
 
     def check(self) -> None:
         # A listing and not head_bucket: the answer to a HEAD has no body, so it does not say what is wrong.
         self.bucket.ask("list_objects_v2", Prefix=self.prefix, MaxKeys=1)
 
     def put_file(self, key: str, path: Path, *, if_absent: bool = False, growing: bool = False) -> Version:
-        with opened(path) as source:
+        with opened(path, still=not growing) as source:
             return self._put(self._key(key), source, {"IfNoneMatch": "*"} if if_absent else {}, growing)
 
     def grow_file(self, key: str, path: Path, base: Version) -> Version:

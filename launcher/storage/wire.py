@@ -27,7 +27,7 @@ CHUNK = 1 << 20
 ERROR = 1 << 20  # bytes of an error's text that are read
 META = "x-amz-meta-"
 HEADERS = {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match", "Range": "Range",
-           "ContentMD5": "Content-MD5"}  # fmt: skip
+           "ContentMD5": "Content-MD5", "ChecksumSHA256": "x-amz-checksum-sha256"}  # fmt: skip
 NOTHING = hashlib.sha256(b"").hexdigest()
 QUERY = {"PartNumber": "partNumber", "UploadId": "uploadId"}
 

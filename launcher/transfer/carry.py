@@ -59,7 +59,7 @@ class Carrier:
         if self._uploads and jobs and not self._dry:
             self._uploads.clean()
             # Once, and not by every thread in turn: a store that is away, or refuses us, is told in one line.
-            _ = self._verb != "upload" or (bucket and bucket.verifies)
+            _ = self._verb != "upload" or (bucket and bucket.guard)
         before = self._ended()
         todo = iter(jobs)  # the next of a list is one instruction: threads may share it
         threads = [threading.Thread(target=self._work, args=(todo,), daemon=True)

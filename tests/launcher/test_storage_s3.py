@@ -41,14 +41,14 @@ def proxy(server: Weed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 def store(server: Weed, proxy: Proxy, tmp_path: Path) -> S3Store:
     """Through the proxy; what is probed once is known already."""
     store = opened(server, proxy.url, tmp_path.name)
-    assert (store.conditional, store.verifies) == (True, False)
+    assert (store.conditional, store.bucket.guard, store.verifies) == (True, "checksum", True)
     proxy.seen.clear()
     return store
 
 
 def opened(server: Weed, url: str, prefix: str) -> S3Store:
     store = open_store(f"s3://runs/{prefix}", replace(server.settings, endpoint=url))
-    assert isinstance(store, S3Store) and isinstance(store.bucket._wire, Signed)
+    assert isinstance(store, S3Store) and isinstance(store.bucket.wire, Signed)
     return store
 
 
@@ -82,8 +82,12 @@ def test_the_answer_to_a_conditional_put_was_lost(store: S3Store, proxy: Proxy, 
     store.sweep()  # of an upload whose begin was not heard nobody knows but the store
 
 
+@pytest.mark.parametrize("guard", ["checksum", "etag"])
 @pytest.mark.parametrize("size", [10_000, BIG])
-def test_bits_that_flip_on_the_way(store: S3Store, proxy: Proxy, tmp_path: Path, size: int) -> None:
+def test_bits_that_flip_on_the_way(
+    store: S3Store, proxy: Proxy, tmp_path: Path, size: int, guard: str
+) -> None:
+    store.bucket.__dict__["refuses"] = guard
     data = os.urandom(size)
     path = file(tmp_path, data)
     proxy.rule = only_first(1, Fault(flip_request=True), lambda request: request.size > 5000)
@@ -186,7 +190,7 @@ def test_conditions_that_the_store_ignores(store: S3Store, tmp_path: Path) -> No
 
 def test_through_boto3_alone(store: S3Store, tmp_path: Path) -> None:
     """As behind a proxy, or with a signature that is not the usual one."""
-    store.bucket.__dict__["_wire"] = Boto(store.bucket._client, "runs")
+    store.bucket.__dict__["wire"] = Boto(store.bucket._client, "runs")
     data = os.urandom(BIG)
     for key, size in (("empty", 0), ("small", 1000), ("big", BIG)):
         store.put_file(key, file(tmp_path, data[:size]), if_absent=True)
@@ -197,7 +201,7 @@ def test_through_boto3_alone(store: S3Store, tmp_path: Path) -> None:
 
 def test_credentials_are_looked_at_for_each_request(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """So those that are refreshed meanwhile go on."""
-    wire = store.bucket._wire
+    wire = store.bucket.wire
     assert isinstance(wire, Signed)
     frozen = []
     known = wire._credentials

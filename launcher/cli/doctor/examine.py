@@ -50,8 +50,8 @@ def integrity(found: Store, checksum: str) -> Finding:
     """What arrives must be what was sent."""
     if found.verifies:
         means = "what is damaged on the way is sent again"
-        return Finding("integrity", "good", "a body with another hash than the signed one is refused", means)
-    ignored = "a body with another hash than the signed one is taken"
+        return Finding("integrity", "good", "a body with another hash than was sent is refused", means)
+    ignored = "a body with another hash than was sent is taken"
     if checksum == "signed":
         means, do = "what is damaged on the way is stored so", "Set storage.checksum to etag or auto."
         return Finding("integrity", "bad", ignored, means, do)
