@@ -11,9 +11,10 @@ from detcore.backbones.resnet import ResNet
 
 
 def _resnet(depth: int) -> Any:
-    taps = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
-
     def build(cfg: Any, strides: Sequence[int]) -> ResNet:
+        taps = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
+        if cfg.dilate:
+            taps[16] = "res5"
         channels = [round(cfg.width * base) for base in (64, 128, 256, 512)]
         return ResNet(
             depth,
@@ -23,6 +24,7 @@ def _resnet(depth: int) -> Any:
             stem=channels[0],
             middle=channels,
             taps=[taps[stride] for stride in strides],
+            dilate=cfg.dilate,
         )
 
     return build

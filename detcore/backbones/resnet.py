@@ -30,12 +30,21 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 beside a shortcut; caffe has the stride in the first 1x1, torchvision in the 3x3."""
 
     def __init__(
-        self, inputs: int, middle: int, outputs: int, stride: int, stride_in_1x1: bool, norm: str
+        self,
+        inputs: int,
+        middle: int,
+        outputs: int,
+        stride: int,
+        stride_in_1x1: bool,
+        norm: str,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = ConvNorm(inputs, middle, 1, norm=norm, stride=first, activation=nn.ReLU())
-        self.conv2 = ConvNorm(middle, middle, 3, norm=norm, stride=second, activation=nn.ReLU())
+        self.conv2 = ConvNorm(
+            middle, middle, 3, norm=norm, stride=second, dilation=dilation, activation=nn.ReLU()
+        )
         self.conv3 = ConvNorm(middle, outputs, 1, norm=norm)
         project = stride != 1 or inputs != outputs
         self.shortcut = ConvNorm(inputs, outputs, 1, norm=norm, stride=stride) if project else nn.Identity()
@@ -51,6 +60,7 @@ class ResNet(nn.Module):
     style    "caffe" or "torchvision": where the stride is, and which `pixels` it wants
     norm     "frozen_bn", "bn" or "sync_bn"
     freeze   how many stages stay as they are: 1 the stem, 2 the stem and res2, ...
+    dilate   from depth 50 on: res5 has dilation 2 and no stride, as in detectron2 ("DC5")
     stem, middle, outputs    channels of the stem, and per stage of the 3x3 convolutions and outputs
     """
 
@@ -64,6 +74,7 @@ class ResNet(nn.Module):
         stem: int = 64,
         middle: Sequence[int] = (64, 128, 256, 512),
         outputs: Sequence[int] | None = None,
+        dilate: bool = False,
     ) -> None:
         super().__init__()
         block, expansion = (Bottleneck, 4) if depth >= 50 else (BasicBlock, 1)
@@ -72,18 +83,19 @@ class ResNet(nn.Module):
         self.taps = tuple(taps)
         self.pixels = CAFFE_PIXELS if style == "caffe" else TORCHVISION_PIXELS
         self.stem = ConvNorm(3, stem, 7, norm=norms[0], stride=2, activation=nn.ReLU())
-        inputs = stem
+        inputs, strides = stem, []
         for stage, count in enumerate(BLOCKS[depth]):
-            blocks = []
+            dilated, blocks = {"dilation": 2} if dilate and stage == 3 else {}, []
             for i in range(count):
-                stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(
-                    block(inputs, middle[stage], outputs[stage], stride, style == "caffe", norms[stage + 1])
-                )
+                stride = 2 if stage > 0 and i == 0 and not dilated else 1
+                at = (inputs, middle[stage], outputs[stage], stride, style == "caffe", norms[stage + 1])
+                blocks.append(block(*at, **dilated))
                 inputs = outputs[stage]
+            strides.append(16 if dilated else 4 * 2**stage)
             self.add_module(f"res{stage + 2}", nn.Sequential(*blocks))
-        self.channels = tuple(outputs[int(tap[3:]) - 2] for tap in self.taps)
-        self.strides = tuple(2 ** int(tap[3:]) for tap in self.taps)
+        stages = [int(tap.removeprefix("res")) - 2 for tap in self.taps]
+        self.channels = tuple(outputs[stage] for stage in stages)
+        self.strides = tuple(strides[stage] for stage in stages)
         self._initialize()
         for frozen in ("stem", "res2", "res3", "res4", "res5")[:freeze]:
             self.get_submodule(frozen).requires_grad_(False)

@@ -24,11 +24,15 @@ class Backbone(Section):
     """Stages that are not trained: 1 the stem, 2 the stem and res2, ..."""
     width: Factor = 1.0
     """Factor on all channels."""
+    dilate: bool = False
+    """Of resnet50 and resnet101, for YOLOF: res5 has dilation 2 and no stride, so twice the resolution."""
 
     @model_validator(mode="after")
-    def has_style(self) -> "Backbone":
+    def has_it(self) -> "Backbone":
         if self.style == "tensorflow" and self.name != "mobilenetv2":
             raise ValueError("has `style` tensorflow, which only mobilenetv2 has")
+        if self.dilate and self.name not in ("resnet50", "resnet101"):
+            raise ValueError("has `dilate`, which only resnet50 and resnet101 have")
         return self
 
 
@@ -44,6 +48,12 @@ class Detector(Section):
     num_classes: Positive
     backbone: Backbone
     test: Test = Test()
+
+    @model_validator(mode="after")
+    def has_its_strides(self) -> "Detector":
+        if getattr(self.backbone, "dilate", False) and not isinstance(self, YOLOF):
+            raise ValueError("has a `backbone` with `dilate`, which only YOLOF can do with")
+        return self
 
 
 class Encoder(Section):

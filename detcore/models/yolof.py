@@ -102,13 +102,12 @@ class YOLOF(nn.Module):
     """backbone -> C5 -> encoder -> decoder; A square anchors a cell, R = H * W * A in all.
 
     backbone                      its last feature is C5, its `pixels` what it wants to see
+    stride                        of C5, in pixels: 32, or 16 where res5 is dilated (DC5)
     anchors                       side of each, in pixels
     top, pos_ignore, neg_ignore   see `uniform_match`
     score, topk                   candidates: at most `topk` an image, with a score above `score`
     nms_iou, max_detections       of which NMS by class leaves at most `max_detections`
     """
-
-    stride = 32
 
     def __init__(
         self,
@@ -117,6 +116,7 @@ class YOLOF(nn.Module):
         decoder: Decoder,
         anchors: Sequence[float],
         *,
+        stride: int = 32,
         top: int = 4,
         pos_ignore: float = 0.15,
         neg_ignore: float = 0.7,
@@ -129,7 +129,8 @@ class YOLOF(nn.Module):
         self.backbone, self.encoder, self.decoder = backbone, encoder, decoder
         self.normalize = Normalize(backbone.pixels)
         self.anchor_sizes = tuple(anchors)
-        self.coder = DeltaCoder(center_clamp=float(self.stride))
+        self.stride = stride
+        self.coder = DeltaCoder(center_clamp=32.0)  # pixels, at either stride
         self.match = {"top": top, "pos_ignore": pos_ignore, "neg_ignore": neg_ignore}
         self.score, self.topk, self.nms_iou, self.max_detections = score, topk, nms_iou, max_detections
 
@@ -145,7 +146,7 @@ class YOLOF(nn.Module):
         return inside(self.select(logits, self.decode(deltas)), sizes)
 
     def features(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Bytes to C5 (N, C, H / 32, W / 32)."""
+        """Bytes to C5 (N, C, H / stride, W / stride)."""
         return self.backbone(self.normalize(images, sizes))[-1]
 
     def predict(self, c5: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +206,8 @@ class YOLOF(nn.Module):
 
 def build_yolof(cfg: Any) -> YOLOF:
     """cfg: the recipe's `train.model`."""
-    backbone, channels, norm = build_backbone(cfg.backbone), cfg.encoder.channels, cfg.norm
+    stride, channels, norm = 16 if cfg.backbone.dilate else 32, cfg.encoder.channels, cfg.norm
+    backbone = build_backbone(cfg.backbone, (stride,))
     encoder = DilatedEncoder(
         backbone.channels[-1], channels, cfg.encoder.mid_channels, cfg.encoder.dilations, norm
     )
@@ -217,6 +219,7 @@ def build_yolof(cfg: Any) -> YOLOF:
         encoder,
         decoder,
         cfg.anchors,
+        stride=stride,
         top=cfg.match.top,
         pos_ignore=cfg.match.pos_ignore,
         neg_ignore=cfg.match.neg_ignore,

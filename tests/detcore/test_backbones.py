@@ -49,6 +49,17 @@ def test_taps_give_the_pyramid() -> None:
     assert [f.shape[-1] for f in features] == [16, 8, 4, 2]
 
 
+def test_a_dilated_stage_computes_the_strided_one_and_what_lies_between() -> None:
+    """Where the stride is in the 1x1: that only leaves out every other row and column."""
+    x = torch.rand(1, 3, 64, 96)
+    strided, dilated = (ResNet(50, "caffe", stem=8, middle=[4, 4, 4, 8], dilate=d) for d in (False, True))
+    dilated.load_state_dict(strided.state_dict())
+    assert (strided.strides, dilated.strides) == ((32,), (16,))
+    ((few,), (many,)) = strided(x), dilated(x)
+    assert many.shape[-2:] == (4, 6)
+    torch.testing.assert_close(many[..., ::2, ::2], few)
+
+
 def test_a_tap_may_be_an_expansion() -> None:
     x = torch.rand(2, 3, 64, 64)
     plain, tapped = (MobileNetV2(0.25, taps=taps) for taps in (("layer5",), ("layer6.expand", "conv2")))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,52 @@ def test_the_published_recipe_is_exact() -> None:
     )
     assert published(CATALOGUE[str(backbone.weights)].url), "what is fetched can be verified"
     assert train.model.anchors == [32, 64, 128, 256, 512] and train.model.match.top == 4
+
+
+def test_the_other_recipes_of_yolof_are_exact() -> None:
+    """megvii-model/YOLOF's yolof.res101.C5.1x and yolof.res50.DC5.1x: where they differ from the first."""
+    first, deep, dilated = (
+        merged(ROOT / f"recipes/{name}.yaml")
+        for name in ("yolof_r50_1x", "yolof_r101_1x", "yolof_r50_dc5_1x")
+    )
+    for content in (deep, dilated):
+        same = (content["resources"], content["train"]["data"], content["train"]["schedule"])
+        assert same == (first["resources"], first["train"]["data"], first["train"]["schedule"])
+    first, deep, dilated = (Train.model_validate(c["train"]).model for c in (first, deep, dilated))
+    changes = {"name": "resnet101", "weights": "openmmlab_msra_r101"}
+    assert deep == first.model_copy(update={"backbone": first.backbone.model_copy(update=changes)})
+    source = CATALOGUE[str(deep.backbone.weights)]
+    assert (source.backbone, source.style) == ("resnet101", "caffe") and published(source.url)
+    assert (dilated.backbone.dilate, dilated.backbone.weights) == (True, first.backbone.weights)
+    assert (dilated.encoder.dilations, dilated.encoder.channels) == ([4, 8, 12, 16], 512)
+    assert dilated.anchors == [16, 32, 64, 128, 256, 512]
+    assert (dilated.match.top, dilated.match.pos_ignore, dilated.match.neg_ignore) == (8, 0.1, 0.7)
+
+
+def test_the_recipe_of_ssdlite_is_exact() -> None:
+    """mmdetection's ssdlite_mobilenetv2-scratch_8xb24-600e_coco, number by number."""
+    content = merged(ROOT / "recipes/ssdlite_mbv2_320.yaml")
+    train = Train.model_validate(content["train"])
+    model, schedule, sgd = train.model, train.schedule, train.schedule.optimizer
+    backbone, test = model.backbone, model.test
+    assert (backbone.name, backbone.weights, backbone.norm) == ("mobilenetv2", None, "bn")
+    assert (backbone.style, backbone.freeze, backbone.width) == ("torchvision", 0, 1)
+    assert (model.style, model.extra, model.norm) == ("mmdet", [512, 256, 256, 128], "bn")
+    assert model.priors.strides == [16, 32, 64, 107, 160, 320] and model.priors.ratios == [2, 3]
+    assert model.priors.sizes == [48, 100, 150, 202, 253, 304, 320]
+    assert (model.match.positive, model.match.negatives) == (0.5, 3)
+    assert (test.score, test.topk, test.nms, test.max) == (0.02, 1000, 0.45, 200)
+    assert (content["resources"]["gpus"], train.data.batch) == (8, 192)
+    # 120 times its epoch, which is five of COCO's, shared out to 8 GPUs
+    assert schedule.iterations == 120 * ceil(ceil(5 * 117266 / 8) / 24) and schedule.cosine
+    assert (sgd.name, sgd.lr, sgd.momentum, sgd.clip) == ("sgd", 0.015, 0.9, None)
+    assert (sgd.weight_decay, sgd.norm_decay) == (4e-5, 4e-5)
+    assert (schedule.warmup.iterations, schedule.warmup.factor) == (500, 0.001)
+    augment = train.data.augment
+    assert (augment.square, train.data.test.square, augment.flip) == (320, 320, 0.5)
+    assert (augment.expand.most, augment.expand.p) == (4, 0.5)
+    assert (augment.crop.overlaps, augment.crop.least) == ([0.1, 0.3, 0.5, 0.7, 0.9], 0.3)
+    assert augment.photometric and augment.channel_swap == 0.5 and not train.data.group_by_aspect
 
 
 @pytest.mark.parametrize("width", [18, 32])
@@ -163,6 +210,7 @@ def test_unknown_keys_come_with_the_known_ones(tiny: dict[str, Any]) -> None:
         (("schedule", "steps"), [30], "needs rising `steps`"),
         (("model", "num_classes"), 80, "is 80, but"),
         (("model", "backbone", "weights"), "torchvision_resnet50", "are weights of resnet50, not resnet18"),
+        (("model", "backbone", "dilate"), True, "has `dilate`, which only resnet50 and resnet101 have"),
     ],
 )
 def test_mistakes_in_a_sentence(where: tuple[str, ...], value: Any, words: str, tiny: dict[str, Any]) -> None:

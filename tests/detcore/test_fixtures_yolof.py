@@ -35,6 +35,7 @@ def build(fixture: Fixture, mode: str) -> YOLOF:
         encoder,
         decoder,
         c["anchor_sizes"],
+        stride=c["stride"],
         top=c["match_times"],
         pos_ignore=c["pos_ignore_thresh"],
         neg_ignore=c["neg_ignore_thresh"],
@@ -43,7 +44,6 @@ def build(fixture: Fixture, mode: str) -> YOLOF:
         nms_iou=c["nms_thresh"],
         max_detections=c["max_dets"],
     )
-    model.stride = c["stride"]
     model.coder = DeltaCoder(tuple(c["box_weights"]), c["ctr_clamp"])
     assert c["scale_clamp"] == pytest.approx(MAX_LOG_SCALE)  # what YOLOF has no argument for
     assert (c["focal_alpha"], c["focal_gamma"], c["anchor_offset"]) == (0.25, 2.0, 0.0)

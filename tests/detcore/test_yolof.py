@@ -4,7 +4,7 @@ import torch
 
 from detcore.models import build_model
 from detcore.models.yolof import joint_logits
-from tests.detcore.conftest import batch, model_section, pad_targets
+from tests.detcore.conftest import batch, model_section, pad_targets, total
 
 
 def test_joint_logits_are_the_product_of_two_probabilities() -> None:
@@ -22,6 +22,27 @@ def test_extreme_logits_have_finite_gradients() -> None:
         objectness = torch.full((1, 1), -value, requires_grad=True)
         joint_logits(classes, objectness).sum().backward()
         assert classes.grad.isfinite().all() and objectness.grad.isfinite().all()
+
+
+def test_with_a_dilated_stage_all_is_at_stride_16_but_the_clamp() -> None:
+    section = {
+        "name": "yolof",
+        "num_classes": 3,
+        "backbone": {"name": "resnet50", "width": 0.125, "norm": "bn", "dilate": True},
+        "encoder": {"channels": 16, "mid_channels": 8},
+        "anchors": [16, 64],
+    }
+    model = build_model(model_section(section))
+    images, sizes, targets = batch()
+    logits, deltas = model.predict(model.features(images, sizes))
+    assert deltas.shape == (3, 2 * 4, 8, 10)
+    anchors = model.anchors(deltas)
+    assert anchors[[0, 3, -1]].tolist() == [[-8, -8, 8, 8], [-16, -32, 48, 32], [112, 80, 176, 144]]
+    moved = model.decode(torch.full_like(deltas, 9.0))[0] - anchors
+    shift = (moved[:, :2] + moved[:, 2:]) / 2
+    torch.testing.assert_close(shift, torch.full_like(shift, 32.0), atol=1e-3, rtol=0)
+    total(model.losses(logits, deltas, targets)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_repeated_anchors_give_the_same_label_every_time() -> None:
