@@ -4,6 +4,8 @@ Without numpy, so that a check before the start can read one, too.
 """
 
 import json
+from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,16 @@ class Picture(NamedTuple):
     file: str
     width: int
     height: int
+
+
+class Entry(NamedTuple):
+    """Where in a file: one of its lists, and a place in it, from 0."""
+
+    list: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.list}[{self.number}]"
 
 
 class Annotations(NamedTuple):
@@ -56,15 +68,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_annotations(path: Path) -> Annotations:
     """Every entry, looked at. Raises InputError."""
-    content = read_json(path)
+    return look(read_json(path), _refusal(path))
+
+
+def read_categories(path: Path) -> dict[int, str]:
+    """Ids and names, ascending, of a file whose images and annotations do not matter. Raises InputError."""
+    return look(read_json(path) | {"images": [], "annotations": []}, _refusal(path)).categories
+
+
+def _refusal(path: Path) -> Callable[[Entry, str], None]:
+    def refuse(entry: Entry, why: str) -> None:
+        raise InputError(f"{path} is not a COCO annotation file: {entry} {why}")
+
+    return refuse
+
+
+def look(content: dict[str, Any], complain: Callable[[Entry, str], None]) -> Annotations:
+    """What the entries of a file say. `complain` is told of those that are wrong, and why; they are left out.
+    Of entries with one id the last one counts."""
     read = Annotations({}, {}, {})
     for key, take in zip(LISTS, (_category, _image, _object), strict=True):
         for number, one in enumerate(content[key]):
             try:
                 take(one, read)
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                where = f"{key}[{number}]"
-                raise InputError(f"{path} is not a COCO annotation file: {where} {_why(error)}") from None
+                complain(Entry(key, number), _why(error))
     categories, images = (dict(sorted(found.items())) for found in (read.categories, read.images))
     return Annotations(categories, images, read.objects)
 
@@ -84,6 +112,8 @@ def _image(one: Any, read: Annotations) -> None:
 
 def _object(one: Any, read: Annotations) -> None:
     x, y, w, h = map(float, one["bbox"])
+    if not isfinite(x + y + w + h):
+        raise ValueError("its `bbox` is not finite")
     image, category = one["image_id"], one["category_id"]
     if image not in read.images:
         raise _UnknownError(f"names image {image!r}, which the file does not have")

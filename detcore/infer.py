@@ -1,10 +1,11 @@
-"""Detections on pictures: drawn into copies, and as JSON.
+"""Detections on pictures: drawn into copies, as JSON, and those of one class cut out.
 
-python -m detcore.infer RUN_OR_WEIGHTS IMAGES... --out DIR [--recipe FILE] [--score S]
+python -m detcore.infer WEIGHTS IMAGES... --out DIR [--crop CLASS] [--recipe FILE] [--score S]
 """
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from detcore.data.loader import collate
 from detcore.data.transforms import read_image, resize
 from detcore.draw import draw_detections
 from detcore.errors import DetcoreError, InputError
-from detcore.loading import Loaded, load_run
+from detcore.loading import Loaded, listed, load_run
 from detcore.rundir import write_whole
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -39,18 +40,19 @@ def images_in(paths: list[Path]) -> list[Path]:
     return found
 
 
-def pictures_of(paths: list[Path], out: Path) -> list[Path]:
-    """Where each picture goes: the name of its image, numbered where that is taken; never over an image."""
-    taken = {path.resolve() for path in paths}
-    pictures = []
-    for path in paths:
-        picture, number = out / f"{path.stem}.jpg", 1
-        while picture.resolve() in taken:
+class Free:
+    """Names of files to write: numbered where one is taken, by another or by an image that is looked at."""
+
+    def __init__(self, images: list[Path]) -> None:
+        self.taken = {path.resolve() for path in images}
+
+    def name(self, folder: Path, stem: str) -> Path:
+        path, number = folder / f"{stem}.jpg", 1
+        while path.resolve() in self.taken:
             number += 1
-            picture = out / f"{path.stem}-{number}.jpg"
-        taken.add(picture.resolve())
-        pictures.append(picture)
-    return pictures
+            path = folder / f"{stem}-{number}.jpg"
+        self.taken.add(path.resolve())
+        return path
 
 
 @torch.no_grad()
@@ -80,31 +82,65 @@ def as_json(path: Path, found: dict[str, np.ndarray], names: list[str]) -> dict[
     }
 
 
+def cut_out(image: Image.Image, box: list[float]) -> Image.Image:
+    """What of the image is in a box x1 y1 x2 y2, in whole pixels: one at least."""
+    left, top = (
+        min(max(0, math.floor(low)), side - 1) for low, side in zip(box[:2], image.size, strict=True)
+    )
+    right, bottom = (
+        min(max(math.ceil(high), low + 1), side)
+        for high, low, side in zip(box[2:], (left, top), image.size, strict=True)
+    )
+    return image.crop((left, top, right, bottom))
+
+
+def save_crops(image: Image.Image, answer: dict[str, Any], label: str, out: Path, free: Free) -> int:
+    """Each detection of the class as a picture of its own, best first, in `out`/crops; how many. The answer
+    is told their names."""
+    count = 0
+    for one in answer["detections"]:
+        if one["label"] == label:
+            count += 1
+            path = free.name(out / "crops", f"{Path(answer['picture']).stem}-{count}")
+            path.parent.mkdir(exist_ok=True)
+            cut_out(image, one["box"]).save(path, quality=95)
+            one["crop"] = f"crops/{path.name}"
+    return count
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m detcore.infer", description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path, help="a run folder, a checkpoint of one, or a file of weights")
+    parser.add_argument("weights", type=Path, help="a run folder, a checkpoint of one, or a file of weights")
     parser.add_argument("images", type=Path, nargs="+", help="pictures, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures and detections.json")
-    parser.add_argument("--recipe", type=Path, help="frozen recipe, if the weights are in no run folder")
+    parser.add_argument("--crop", metavar="CLASS", help="cut out each object of this class, into DIR/crops")
+    parser.add_argument("--recipe", type=Path, help="the recipe, if the weights are in no run folder")
     parser.add_argument("--score", type=float, default=0.3, help="leave out what is less certain (0.3)")
     args = parser.parse_args(argv)
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         paths = images_in(args.images)
-        loaded = load_run(args.model, args.recipe)
+        loaded = load_run(args.weights, args.recipe)
+        if args.crop is not None and args.crop not in loaded.names:
+            raise InputError(f"--crop {args.crop}: the classes are {listed(loaded.names)}")
         loaded.model.to(device)
         args.out.mkdir(parents=True, exist_ok=True)
-        answers = []
-        for path, picture in zip(paths, pictures_of(paths, args.out), strict=True):
+        answers, free, crops = [], Free(paths), 0
+        for path in paths:
             image = read_image(path)
             found = detect(loaded, image, loaded.cfg.data.test, device)
             found = {name: values[found["scores"] >= args.score] for name, values in found.items()}
+            picture = free.name(args.out, path.stem)
+            answer = as_json(path, found, loaded.names) | {"picture": picture.name}
+            if args.crop is not None:
+                crops += save_crops(image, answer, args.crop, args.out, free)
             draw_detections(image, found["boxes"], found["scores"], found["labels"], loaded.names)
             image.save(picture, quality=92)
-            answers.append(as_json(path, found, loaded.names) | {"picture": picture.name})
+            answers.append(answer)
             print(f"{path}: {len(found['scores'])} objects", flush=True)
         write_whole(args.out / "detections.json", json.dumps(answers, indent=1).encode())
-        print(f"{len(paths)} pictures and detections.json in {args.out}")
+        cut = f", {crops} of {args.crop} cut out," if args.crop is not None else ""
+        print(f"{len(paths)} pictures{cut} and detections.json in {args.out}")
         return 0
     except DetcoreError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,9 @@
-"""A frozen recipe, read: its YAML, its `train` section, and mistakes in it told in our words."""
+"""A recipe, read: its YAML, its `train` section, and mistakes in it told in our words."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,17 +50,47 @@ for _tag, _pattern, _first in [
 
 def read_recipe(path: Path) -> Train:
     """The `train` section of a frozen recipe. Raises InputError with a line for each mistake."""
+    document = _document(path)
+    if "extends" in document:
+        cure = f"`launch {path} --freeze` prints it with everything filled in"
+        raise InputError(f"{path}: extends other recipes, and only a frozen one can be run; {cure}")
+    return _train(path, document)
+
+
+def read_unfrozen(path: Path) -> Train:
+    """The same of a recipe as people write it: one that extends others is frozen by `launch`, the command.
+    Raises InputError."""
+    document = _document(path)
+    if "extends" in document:
+        beside = Path(sys.executable).with_name("launch")
+        launch = str(beside) if beside.is_file() else shutil.which("launch")
+        if launch is None:
+            raise InputError(
+                f"{path}: extends other recipes, which takes `launch` to read, and it is not here"
+            )
+        done = subprocess.run([launch, str(path.absolute()), "--freeze"], capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(done.stderr.strip().removeprefix("launch: "))
+        document = yaml.load(done.stdout, RecipeLoader)
+    return _train(path, document)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """What is in the file, with a `train` section or recipes that may have one."""
     try:
         document = yaml.load(path.read_text(), RecipeLoader)
     except WRONG_PATH as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(document, dict) or not isinstance(document.get("train"), dict):
+    if not isinstance(document, dict) or not ("extends" in document or "train" in document):
         raise InputError(f"{path}: has no `train` section")
-    if "extends" in document:
-        cure = f"`launch {path} --freeze` prints it with everything filled in"
-        raise InputError(f"{path}: extends other recipes, and only a frozen one can be run; {cure}")
+    return document
+
+
+def _train(path: Path, document: dict[str, Any]) -> Train:
+    if not isinstance(document.get("train"), dict):
+        raise InputError(f"{path}: has no `train` section")
     try:
         return Train.model_validate(document["train"])
     except ValidationError as error:

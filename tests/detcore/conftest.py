@@ -16,9 +16,13 @@ import yaml
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from detcore.checkpoint import save
+from detcore.config import Train
 from detcore.config.models import Model
 from detcore.data.shapes import write_split
+from detcore.models import build_model
 from detcore.ops.targets import Targets
+from detcore.rundir import RunDir
 
 TINY: dict[str, Any] = {
     "seed": 3,
@@ -115,10 +119,10 @@ class Run:
         folder.mkdir()
         (folder / "recipe.yaml").write_text(yaml.safe_dump({"train": train}))
 
-    def start(self, ranks: int) -> subprocess.Popen[str]:
+    def start(self, ranks: int, module: str = "detcore.train") -> subprocess.Popen[str]:
         """The next attempt: one process with ranks == 1, torchrun otherwise."""
         self.attempt += 1
-        program = ["-m", "detcore.train"]
+        program = ["-m", module]
         if ranks > 1:
             program = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *program]
         own = {"LAUNCH_RUN_DIR": str(self.folder), "LAUNCH_ATTEMPT": str(self.attempt)}
@@ -200,3 +204,15 @@ def new_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path / name, train, **policy)
 
     return make
+
+
+@pytest.fixture
+def trained(tiny: dict[str, Any], new_run: Callable[..., Run]) -> Run:
+    """A run with weights that detect something, anything."""
+    torch.manual_seed(0)
+    tiny["data"]["workers"] = 0
+    tiny["model"]["test"] = {"score": 0.001, "max": 20}
+    run = new_run("trained", tiny)
+    model = build_model(Train.model_validate(tiny).model, pretrained=False)
+    save(RunDir(run.folder), 5, {"classes": ["disc", "square", "triangle"]}, model.state_dict(), lambda: None)
+    return run

@@ -1,21 +1,18 @@
 """COCO's numbers: equal to pycocotools', and the same on any number of ranks."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from detcore.data.transforms import read_image
-from detcore.evaluate import coco_eval, stats
-from detcore.infer import main as infer
-from detcore.models import build_model
+from detcore.evaluate import main as evaluate_here
+from detcore.scoring import as_results, coco_eval, stats
 from tests.detcore.conftest import Run
 
 FIXTURES = Path(os.environ.get("FIXTURES") or Path(__file__).resolve().parents[1] / "fixtures")
@@ -83,20 +80,20 @@ def test_ids_of_annotations_may_be_missing_or_repeated() -> None:
         assert metrics["AR100"] == pytest.approx(100 * 2 / 3)
 
 
-@pytest.fixture
-def trained(tiny: dict[str, Any], new_run: Callable[..., Run]) -> Run:
-    """A run with weights that detect something, anything."""
-    from detcore.checkpoint import save
-    from detcore.config import Train
-    from detcore.rundir import RunDir
-
-    torch.manual_seed(0)
-    tiny["data"]["workers"] = 0
-    tiny["model"]["test"] = {"score": 0.001, "max": 20}
-    run = new_run("trained", tiny)
-    model = build_model(Train.model_validate(tiny).model, pretrained=False)
-    save(RunDir(run.folder), 5, {"classes": ["disc", "square", "triangle"]}, model.state_dict(), lambda: None)
-    return run
+def test_results_are_left_as_they_were_and_collected_garbage_stays_on() -> None:
+    truth = {
+        "images": [{"id": 1, "height": 9, "width": 9}],
+        "categories": [{"id": 4, "name": "x"}],
+        "annotations": [{"image_id": 1, "category_id": 4, "bbox": [1, 1, 4, 4]}],
+    }
+    boxes, scores = np.array([[1, 1, 5.00049, 5], [0, 0, 2, 2]], np.float32), np.array([0.9, 0.5], np.float32)
+    results = as_results(1, boxes, scores, np.array([1, 0]), [None, 4])
+    assert results == [
+        {"image_id": 1, "category_id": 4, "bbox": [1.0, 1.0, 4.0, 4.0], "score": scores[0].item()}
+    ]
+    before = json.dumps(results)
+    assert stats(coco_eval(truth, results))["AP"] == pytest.approx(100)
+    assert json.dumps(results) == before and gc.isenabled()
 
 
 def evaluate(run: Run, ranks: int, out: Path) -> list[dict[str, Any]]:
@@ -120,57 +117,73 @@ def test_detections_do_not_depend_on_the_number_of_ranks(trained: Run, tmp_path:
     assert all(result["bbox"][2] > 0 and 0 < result["score"] < 1 for result in one)
 
 
-def test_boxes_on_pictures(trained: Run, shapes: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    images = [str(path) for path in sorted((shapes / "val").iterdir())[:2]]
-    assert infer([str(trained.folder), *images, "--out", str(out), "--score", "0.001"]) == 0
-    answers = json.loads((out / "detections.json").read_text())
-    assert [answer["image"] for answer in answers] == images
-    assert answers[0]["detections"][0]["label"] in ("disc", "square", "triangle")
-    assert sorted(path.name for path in out.glob("*.jpg")) == ["000001.jpg", "000002.jpg"]
-    for answer in answers:
-        before, after = (
-            np.asarray(read_image(Path(path))) for path in (answer["image"], out / answer["picture"])
-        )
-        x1, y1, x2, y2 = answer["detections"][0]["box"]
-        assert -1 <= x1 < x2 <= 65 and -1 <= y1 < y2 <= 65
-        assert before.shape == after.shape
-        moved = np.abs(before.astype(int) - after).max(axis=2)
-        assert (moved > 60).any() and (moved < 60).any(), "boxes are drawn into the image"
+def relabelled(shapes: Path, folder: Path, names: dict[int, str]) -> Path:
+    """The evaluation split with ids 10 higher, of the categories with a name here."""
+    content = json.loads((shapes / "annotations/instances_val.json").read_text())
+    content["categories"] = [{"id": 10 + id_, "name": name} for id_, name in names.items()]
+    content["annotations"] = [
+        one | {"category_id": 10 + one["category_id"]}
+        for one in content["annotations"]
+        if one["category_id"] in names
+    ]
+    path = folder / "other.json"
+    path.write_text(json.dumps(content))
+    return path
 
 
-def test_pictures_are_not_written_over_one_another(trained: Run, shapes: Path, tmp_path: Path) -> None:
-    image = (shapes / "val" / "000001.png").read_bytes()
-    (tmp_path / "b").mkdir()
-    mine = [tmp_path / "a.jpg", tmp_path / "a.png", tmp_path / "b" / "a.png"]
-    for path in mine:
-        path.write_bytes(image)
-    assert infer([str(trained.folder), *map(str, mine), "--out", str(tmp_path)]) == 0
-    assert [path.read_bytes() for path in mine] == [image] * 3
-    answers = json.loads((tmp_path / "detections.json").read_text())
-    assert [answer["picture"] for answer in answers] == ["a-2.jpg", "a-3.jpg", "a-4.jpg"]
-    assert all((tmp_path / answer["picture"]).is_file() for answer in answers)
+def test_other_data_is_matched_by_the_names_of_classes(trained: Run, shapes: Path, tmp_path: Path) -> None:
+    def seen(spec: Path, *argv: str) -> list[dict[str, Any]]:
+        assert evaluate_here([str(spec), *argv, "--out", str(tmp_path / "out")]) == 0
+        return json.loads((tmp_path / "out/coco_instances_results.json").read_text())
+
+    own = seen(trained.folder)
+    checkpoint = next((trained.folder / "checkpoints").glob("step-*"))
+    data = ["--images", str(shapes / "val"), "--annotations"]
+    turned = relabelled(shapes, tmp_path, {4: "disc", 3: "square", 1: "triangle"})
+    swapped = {1: 14, 3: 13, 4: 11}
+    assert seen(checkpoint, *data, str(turned)) == [
+        one | {"category_id": swapped[one["category_id"]]} for one in own
+    ]
+
+    fewer = relabelled(shapes, tmp_path, {3: "square"})
+    assert seen(checkpoint, *data, str(fewer)) == [
+        one | {"category_id": 13} for one in own if one["category_id"] == 3
+    ]
 
 
-def test_bad_input_of_infer(
+def test_a_file_of_weights_with_a_recipe(trained: Run, shapes: Path, tmp_path: Path) -> None:
+    """It knows no names: those of the recipe's data are taken, or, if that is not here, the order of ids."""
+    weights = tmp_path / "alone.pth"
+    weights.write_bytes(next((trained.folder / "checkpoints").glob("step-*/model.pth")).read_bytes())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((trained.folder / "recipe.yaml").read_text().replace(str(shapes), "/gone"))
+    argv = [str(weights), "--recipe", str(recipe), "--out", str(tmp_path)]
+    other = relabelled(shapes, tmp_path, {1: "a", 3: "b", 4: "c"})
+    assert evaluate_here([*argv, "--images", str(shapes / "val"), "--annotations", str(other)]) == 0
+    results = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert results and {one["category_id"] for one in results} <= {11, 13, 14}
+
+
+def test_bad_input_of_evaluate(
     trained: Run, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, images = tmp_path / "out", [str(shapes / "val" / "000001.png")]
-    torn = tmp_path / "torn.png"
-    torn.write_bytes(Path(images[0]).read_bytes()[:200])
-    other = tmp_path / "other.yaml"
-    other.write_text(
-        (trained.folder / "recipe.yaml").read_text().replace("mid_channels: 16", "mid_channels: 8")
-    )
-    weights = next((trained.folder / "checkpoints").glob("step-*/model.pth"))
-
+    images, own = str(shapes / "val"), str(shapes / "annotations/instances_val.json")
+    unknown = str(relabelled(shapes, tmp_path, {1: "disc", 3: "cube", 4: "triangle"}))
+    torn = tmp_path / "torn.json"
+    torn.write_text('{"images": [],\n "categories": [}')
     for argv, words in [
-        ([str(trained.folder), "none.png", "--out", str(out)], "none.png does not exist"),
-        ([str(tmp_path / "nothing"), images[0], "--out", str(out)], "nothing does not exist"),
-        ([images[0], images[0], "--out", str(out)], "name the recipe with --recipe"),
-        ([str(trained.folder), str(torn), "--out", str(out)], str(torn)),
-        ([str(trained.folder), images[0], "--out", f"{torn}/out"], "Not a directory"),
-        ([str(weights), images[0], "--out", str(out), "--recipe", str(other)], "does not fit the recipe"),
+        (["--images", images], "--images and --annotations go together"),
+        (["--images", f"{images}/none", "--annotations", own], f"{images}/none does not exist"),
+        (["--images", images, "--annotations", f"{own}.gone"], f"{own}.gone cannot be read"),
+        (["--images", images, "--annotations", str(torn)], "not JSON (Expecting value: line 2 column 17"),
+        (["--images", images, "--annotations", unknown], "classes that the model does not know: cube; the"),
+        (["--images", images, "--annotations", unknown], "the model's are disc, square, triangle"),
+        (["--images", str(tmp_path), "--annotations", own], ".png does not exist"),
     ]:
-        assert infer(argv) == 2
-        assert words in capsys.readouterr().err
+        assert evaluate_here([str(trained.folder), *argv]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and words in said, said
+    twice = str(relabelled(shapes, tmp_path, {1: "disc", 3: "square", 4: "disc"}))
+    assert evaluate_here([str(trained.folder), "--images", images, "--annotations", twice]) == 2
+    assert "more than one class called disc" in capsys.readouterr().err
+    assert not (trained.folder / "inference").exists()
