@@ -13,6 +13,7 @@ from detcore.data.feed import Inputs
 from detcore.distributed import Losses, World, parallel
 from detcore.loading import autocast
 from detcore.models import build_model
+from detcore.nonfinite import Guard
 from detcore.schedule import build_optimizer, learning_rate, set_lr
 
 
@@ -50,6 +51,8 @@ class Learner:
         self.model.to(world.device).train()
         self.optimizer = build_optimizer(self.model, cfg.schedule.optimizer)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.amp == "fp16")
+        tolerant = cfg.skip_nonfinite > 0
+        self._guard = Guard(self.model, self.optimizer, self.scaler, world) if tolerant else None
         self._losses = Losses(self.model, cfg.compile)
         self._parallel = parallel(self._losses, world)
 
@@ -66,6 +69,8 @@ class Learner:
         torch.manual_seed((self.cfg.seed * 1_000_003 + step - 1) * 65_537 + self.world.rank)
         set_lr(self.optimizer, learning_rate(step, schedule))
         self.optimizer.zero_grad(set_to_none=True)
+        if self._guard:
+            self._guard.begin()
         count, terms = schedule.accumulate, torch.zeros((), device=self.world.device)
         for number, inputs in enumerate(parts, start=1):
             alone = number < count and self.world.size > 1
@@ -74,6 +79,8 @@ class Learner:
                     loss, own = self._parallel(*inputs)
                 self.scaler.scale(loss / count).backward()
             terms = terms + own / count
+        if self._guard:
+            self._guard.end(terms)
         if schedule.optimizer.clip is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), schedule.optimizer.clip)

@@ -42,14 +42,16 @@ class Recorder:
             self.timing.cut(lambda line: line["step"] <= step)
         self._restart_clocks(step, 0.0)
 
-    def step(self, step: int, terms: dict[str, float], waited: float) -> None:
-        """The loss terms of a step, of all ranks. waited: seconds spent on waiting for images so far."""
-        self.mean.add(list(terms.values()))
-        if step % self.cfg.log_every == 0 or step == self.total:
+    def step(self, step: int, terms: dict[str, float], waited: float, counts: bool = True) -> None:
+        """The loss terms of a step, of all ranks. waited: seconds spent on waiting for images so far;
+        counts: whether the terms belong in a mean."""
+        if counts:
+            self.mean.add(list(terms.values()))
+            self.console.show(step, sum(terms.values()))
+        if self.mean.count and (step % self.cfg.log_every == 0 or step == self.total):
             means = dict(zip(terms, self.mean.take(), strict=True))
             if self.first:
                 self._log(step, means, waited)
-        self.console.show(step, sum(terms.values()))
 
     def evaluation(self, step: int, done: Evaluation, began: float) -> None:
         """began: time.perf_counter() when the evaluation did; speeds leave the time since then out."""

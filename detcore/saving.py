@@ -7,7 +7,6 @@ from torch.optim import Optimizer
 
 from detcore import checkpoint as ckpt
 from detcore.distributed import World
-from detcore.errors import TrainingError
 from detcore.recorder import Recorder
 from detcore.rundir import RunDir, sweep
 from detcore.writer import NotFinite, Writer
@@ -23,10 +22,6 @@ def find(run: RunDir, world: World, recorder: Recorder) -> ckpt.Checkpoint | Non
         ckpt.sweep(run.checkpoints)
         found = ckpt.newest(run.checkpoints, recorder.say, recorder.heartbeat.beat)
     return world.from_first(found)
-
-
-def weights_not_finite(step: int) -> TrainingError:
-    return TrainingError(f"a weight is not finite after step {step}; no checkpoint was written of it")
 
 
 class Saver:
@@ -117,6 +112,14 @@ class Saver:
                 self.begin(step, training, model)
                 self.wait()
         self.saved, self.broken = self.world.from_first((self.saved, self.broken))
+
+    def last(self) -> str:
+        """For people, on rank 0: which is the last good checkpoint. One on its way is waited for."""
+        self.wait()
+        found = [one for one in ckpt.candidates(self.run.checkpoints) if one.step == self.saved]
+        return (
+            f"the last good checkpoint is {max(found).path.name}" if found else "there is no checkpoint yet"
+        )
 
     def _refused(self, step: int, error: OSError) -> None:
         last = f"the last is of step {self.saved}" if self.saved is not None else "there is none yet"

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 import traceback
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ from detcore.distributed import Heard, Murmur, World
 from detcore.errors import DetcoreError, InputError, TrainingError
 from detcore.evaluate import evaluate
 from detcore.learner import Learner, fit, settle
+from detcore.nonfinite import Tolerance
 from detcore.recipe import read_recipe
 from detcore.recorder import Recorder
-from detcore.saving import Saver, find, weights_not_finite
+from detcore.saving import Saver, find
 from detcore.weights import WeightsError
 
 COMPILING = 1800.0  # seconds that the first step may take when it compiles
@@ -108,12 +108,14 @@ class Trainer:
         self.feed = Feed(cfg, coco, world, self.step)  # works while the model is built
         self.heartbeat.beat()
         self.learner = Learner(cfg, world, pretrained=found is None)
+        saved, optimizer = found.step if found else None, self.learner.optimizer
+        self.saver = Saver(self.run_dir, world, self.recorder, optimizer, saved)
+        last, say = self.saver.last, self.recorder.say
+        self.tolerance = Tolerance(cfg.skip_nonfinite, world, self.feed, say, last)
         if found:
             self.restore(found)
         self.murmur = Murmur(world)
         self.recorder.begin(self.step, self.evaluated)
-        saved, optimizer = found.step if found else None, self.learner.optimizer
-        self.saver = Saver(self.run_dir, world, self.recorder, optimizer, saved)
         self.saver.warm(*self.state())
 
     def read_data(self) -> Coco:
@@ -144,24 +146,16 @@ class Trainer:
             wants_stop |= news.flags[0] > 0
             wants_save |= news.flags[1] > 0
             if news.flags[2]:
-                raise weights_not_finite(int(news.flags[2]))
-            if not all(map(isfinite, news.terms)):
-                raise self.not_finite(news)
-            self.recorder.step(news.step, self.by_name(news.terms), self.feed.waited)
+                raise self.weights_not_finite(int(news.flags[2]))
+            terms = dict(zip(self.learner.terms, news.terms, strict=True))
+            counts = self.tolerance.accepts(news, self.learner.terms)
+            self.recorder.step(news.step, terms, self.feed.waited, counts)
         return wants_stop, wants_save
 
-    def by_name(self, terms: list[float]) -> dict[str, float]:
-        return dict(zip(self.learner.terms, terms, strict=True))
-
-    def not_finite(self, news: Heard) -> TrainingError:
-        """Every rank comes here after the same step; rank 0 learns whose images it was."""
-        own = [] if all(map(isfinite, news.own)) else self.feed.image_ids(news.step)
-        ids = sorted({image for part in self.world.gather(own) for image in part})
-        terms = ", ".join(f"{name} {value:g}" for name, value in self.by_name(news.terms).items())
-        return TrainingError(
-            f"the loss of step {news.step} is not finite ({terms}); it was computed from images {ids}; "
-            "a lower learning rate, a longer warm-up or schedule.optimizer.clip may help"
-        )
+    def weights_not_finite(self, step: int) -> TrainingError:
+        """Every rank comes here after the same step."""
+        what = f"a weight is not finite after step {step}; no checkpoint was written of it"
+        return TrainingError(self.world.from_first(f"{what}; {self.saver.last()}"))
 
     # ---- saving, coming back, evaluating -------------------------------------------------------------
 
@@ -175,12 +169,13 @@ class Trainer:
         self.listen(self.murmur.drain(self.wishes()))
         self.saver.finish(self.step, *self.state())
         if self.saver.broken is not None:
-            raise weights_not_finite(self.saver.broken)
+            raise self.weights_not_finite(self.saver.broken)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All else that resuming needs, and the weights; `classes` are for those who use the weights."""
         own = {"step": self.step, "evaluated": self.evaluated, "classes": self.classes}
         own |= self.learner.state_dict() | {"mean": self.recorder.mean.state_dict()}
+        own |= {"skipped": self.tolerance.passed}
         return own, self.learner.model.state_dict()
 
     def restore(self, found: Checkpoint) -> None:
@@ -191,6 +186,7 @@ class Trainer:
             self.learner.load_state_dict(state)
             self.recorder.mean.load_state_dict(state["mean"])
             self.evaluated = int(state["evaluated"])
+            self.tolerance.passed = int(state.get("skipped", 0))  # not in the first checkpoints there were
         except (KeyError, ValueError) as error:  # not a RuntimeError: a full GPU would be the recipe's fault
             reason = str(error).splitlines()[0]
             raise InputError(f"checkpoint {found.path} does not fit this recipe: {reason}") from None

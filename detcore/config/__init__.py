@@ -185,6 +185,8 @@ class Evaluation(Section):
 class Train(Section):
     seed: Count = 0
     amp: Literal["none", "bf16", "fp16"] = "none"
+    skip_nonfinite: Count = 0
+    """So many steps of a run may have a loss that is not finite, and change nothing; one more ends it."""
     deterministic: bool = False
     """Only bit-exact kernels on CUDA, so that a resumed run equals an undisturbed one there, too."""
     channels_last: bool = False

@@ -21,14 +21,14 @@ from tests.detcore.test_detectors import SECTIONS
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def made(tiny: dict[str, Any], **schedule: Any) -> tuple[Learner, Feed]:
+def made(tiny: dict[str, Any], world: World = ALONE, **schedule: Any) -> tuple[Learner, Feed]:
     tiny["data"] |= {"workers": 0, "group_by_aspect": False}
     tiny["schedule"] |= {"warmup": {"iterations": 0}} | schedule
     cfg = Train.model_validate(tiny)
     settle(cfg)
     data = cfg.data
     coco = read_coco(data.path(data.train.images), data.path(data.train.annotations), training=True)
-    return Learner(cfg, ALONE, pretrained=False), Feed(cfg, coco, ALONE, 0)
+    return Learner(cfg, world, pretrained=False), Feed(cfg, coco, world, 0)
 
 
 def test_parts_add_up_to_the_mean_of_their_gradients(tiny: dict[str, Any]) -> None:
