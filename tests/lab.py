@@ -112,12 +112,16 @@ class Lab:
             process.kill()
             process.wait()
 
+    def clear(self, seconds: float = UP) -> None:
+        """Cancel what runs and what waits, and see it gone."""
+        self.call("scancel", "--user", getpass.getuser())
+        self._wait("jobs to end", lambda: not self.call("squeue", "-h"), seconds, strict=False)
+
     def close(self) -> None:
         """Cancel what runs, end the daemons and what they started, delete the folder."""
         if "slurmctld" in self._daemons:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.call("scancel", "--user", getpass.getuser())
-                self._wait("jobs to end", lambda: not self.call("squeue", "-h"), 10, strict=False)
+                self.clear(10)
         for name in [*NODES, "slurmctld", "slurmdbd", "mariadb", "munged"]:
             if name in self._daemons:
                 self.stop(name)

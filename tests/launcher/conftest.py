@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.recipe import load
+from launcher.recipe import load, load_frozen
 from launcher.rundir import RunDir, new_run_id, read_json, runs_root, write_json
 from launcher.supervisor import history, processes
 from tests.lab import Lab, Settings
@@ -71,6 +71,14 @@ class Toy(Progress):
         """Wait for the guard; its exit status."""
         assert self.guard is not None
         return self.guard.wait(seconds)
+
+    def at(self, step: int, attempt: int = 1) -> None:
+        """And until all other workers have begun, too: they do not keep step."""
+        super().at(step, attempt)
+        told = load_frozen(self.run.recipe).resources
+        count = told.gpus * (told.nodes if (read_json(self.run.run) or {})["backend"] == "slurm" else 1)
+        logs = [self.run.rank_log(attempt, rank) for rank in range(count)]
+        wait("all workers", lambda: all(log.exists() and log.stat().st_size for log in logs))
 
     @property
     def window(self) -> str:
@@ -138,7 +146,13 @@ def toy() -> Iterator[Callable[..., Toy]]:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """A Slurm cluster of this module's own, whose user we are."""
+def module_lab() -> Iterator[Lab]:
     with cluster(Settings()) as made:
         yield made
+
+
+@pytest.fixture
+def lab(module_lab: Lab) -> Lab:
+    """A Slurm cluster of this module's own, whose user we are, with no job of the test before."""
+    module_lab.clear()
+    return module_lab

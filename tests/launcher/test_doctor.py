@@ -19,7 +19,7 @@ from launcher.slurm.probe import Blind, probe
 from launcher.storage import StoreSettings, open_store
 from launcher.storage.folder import FolderStore
 from tests.lab import Lab, Settings
-from tests.launcher.on_slurm import cluster, launch
+from tests.launcher.on_slurm import cluster, launch, wait
 from tests.launcher.test_cluster import NEW, OLD, PARTITIONS, QOS
 
 RECIPE = "program: {script: train.py}\nresources: {device: cpu, gpus: 2}\n"
@@ -38,7 +38,7 @@ def checks(findings: list[dict[str, str]]) -> dict[str, dict[str, str]]:
 
 
 def assert_nothing_left(lab: Lab) -> None:
-    assert not lab.call("squeue", "--noheader", "--name=launch-doctor")
+    wait("no job", lambda: not lab.call("squeue", "--noheader", "--name=launch-doctor"))
     assert not list(runs_root().parent.rglob(".doctor-*")) and not runs_root().exists()
 
 
@@ -114,7 +114,7 @@ def test_what_the_node_does_not_see(
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     with pytest.raises(Blind, match=words) as caught:
-        probe({"begin": "now+2"}, runs_root(), 5, breaks)
+        probe({"begin": "now+4"}, runs_root(), 5, breaks)
     assert caught.value.bad and caught.value.hint
     assert_nothing_left(lab)
 

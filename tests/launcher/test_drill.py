@@ -35,7 +35,7 @@ def recipe(args: str, script: str = str(TOY)) -> str:
     told = {
         "program": {"script": script, "args": args.split()},
         "resources": {"gpus": 1, "device": "cpu"},
-        "restart": {"backoff": 0.1, "grace": 20, "hang": 20},
+        "restart": {"backoff": 0.1, "grace": 20, "hang": 60},
     }
     Path("toy.yaml").write_text(yaml.safe_dump(told))
     return "toy.yaml"
@@ -67,7 +67,8 @@ def test_all_is_held_on_slurm(lab: Lab) -> None:
     assert [row["what"] for row in told["rows"]] == ALL and told["held"] and told["kept"] == []
     assert "scontrol requeue" in told["kind"] and "at step 30" in told["rows"][3]["promised"]
     assert "by a fresh job" in told["rows"][-1]["seen"]
-    assert not left() and not lab.call("squeue", "--noheader")
+    assert not left()
+    wait("no job", lambda: not lab.call("squeue", "--noheader"))
 
 
 def test_a_job_that_slurm_does_not_requeue(lab: Lab) -> None:

@@ -237,23 +237,23 @@ def test_on_slurm(lab: Lab) -> None:
     none = launch("exec", *SLURM, "--", "sh", "-c", 'echo "[$CUDA_VISIBLE_DEVICES]"')
     assert none.stdout == "[]\n"
     assert launch("exec", *SLURM, "--", "sh", "-c", "kill -TERM $$", check=False).returncode == 143
-    assert not lab.call("squeue", "--noheader")
+    wait("no job", lambda: not lab.call("squeue", "--noheader"))
 
 
 def test_a_shell_on_slurm(lab: Lab) -> None:
     status, shown = in_terminal(*SLURM, "--gpus", "1", typed=b"echo $((6*7)) $SLURM_JOB_ID; exit 5\n")
     assert status == 5 and "\n42 " in shown, shown
-    assert not lab.call("squeue", "--noheader")
+    wait("no job", lambda: not lab.call("squeue", "--noheader"))
 
 
 def test_the_wait_on_slurm_ends_with_a_clear_word(lab: Lab) -> None:
-    urgent = take_all(lab, 60)
+    urgent = take_all(lab, 600)
     wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
     foreseen = launch("exec", *SLURM, "--gpus", "4", "--predict-only", "--", "true").stdout
     assert foreseen.startswith("would start ") and "now" not in foreseen
     done = launch("exec", *SLURM, "--gpus", "4", "--max-wait", "2s", "--", "true", check=False)
     assert done.returncode == 1 and "launch: waited 2 s for 4 GPUs" in done.stderr, done.stderr
-    assert lab.call("squeue", "--noheader", "--format=%A") == urgent
+    wait("no other job", lambda: lab.call("squeue", "--noheader", "--format=%A") == urgent)
     lab.call("scancel", urgent)
     wait("the cluster to be free", lambda: not lab.call("squeue", "--noheader"))
     assert launch("exec", *SLURM, "--gpus", "4", "--predict-only", "--", "true").stdout == "would start now\n"

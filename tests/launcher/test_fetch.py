@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,13 +56,20 @@ def wanted(folder: Path, source: str = "s3://runs/coco/train") -> list[dict[str,
 
 
 def test_two_runs_fetch_once_and_the_third_asks_nobody(toy: Make, store: Proxy, tmp_path: Path) -> None:
-    store.rule = lambda request: time.sleep(0.05)
     data = tmp_path / "data" / "coco"
     make = lambda: toy([str(data), str(FILES)], script=READS, fetch=wanted(data))  # noqa: E731
-    runs = [make().start(), make().start()]
+    runs = [make(), make()]
+
+    def one_waits() -> bool:
+        logs = [run.run.torchrun_log(1) for run in runs]
+        return any(log.exists() and "another run fetches" in log.read_text() for log in logs)
+
+    store.rule = lambda request: wait("the other run", one_waits) if "image-" in request.path else None
+    for run in runs:
+        run.start()
     assert [run.end() for run in runs] == [0, 0], [run.window for run in runs]
     assert len(bodies(store)) == FILES == len(set(bodies(store)))
-    assert any("another run fetches" in run.run.torchrun_log(1).read_text() for run in runs)
+    assert one_waits()
     assert not runs[0].run.heartbeat.exists(), "a program without a heart must not be given one"
     count = len(store.seen)
     assert make().start().end() == 0 and len(store.seen) == count
@@ -75,11 +81,13 @@ def test_a_fetch_that_is_killed_goes_on_where_it_was(toy: Make, store: Proxy, tm
     run = toy([str(data), str(FILES)], script=READS, fetch=wanted(data), backoff=0.1).start()
     wait("half of the files", lambda: len(list(data.glob("image-*"))) >= FILES // 2 - 16)
     wait("a fetch that stands still", lambda: len(bodies(store)) > FILES // 2)
-    beat = read_json(run.run.heartbeat) or {}
-    assert beat["phase"].startswith("fetching") and beat["step"] is None
+    wait("its heart", lambda: (read_json(run.run.heartbeat) or {}).get("phase", "").startswith("fetching"))
+    assert read_json(run.run.heartbeat)["step"] is None
+    (fetching,) = [process for process in run.workers() if "launcher.fetch" in command_line(process.pid)]
+    fetching.signal(signal.SIGSTOP)
+    wait("it to stand still", lambda: "State:\tT" in Path(f"/proc/{fetching.pid}/status").read_text())
     there = {path.name for path in data.glob("image-*")}
     store.rule, asked = (lambda request: None), len(bodies(store))
-    (fetching,) = [process for process in run.workers() if "launcher.fetch" in command_line(process.pid)]
     fetching.signal(signal.SIGKILL)
     assert run.end() == 0, run.window
     again = {Path(path).name for path in bodies(store)[asked:]}

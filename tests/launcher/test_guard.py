@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -126,18 +127,33 @@ def test_window_gone_is_a_stop(toy: Make) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_stop_before_the_supervisor_can_take_one(toy: Make, number: int) -> None:
-    run = toy("--steps 100000 --every 100000").start()
-    assert run.guard
-
-    def young() -> list[int]:  # the guard's child, with no handler of its own yet: it dies of the signal
-        of_run = {process.pid: process.parent for process in processes.keepers(run.run.path)}
-        return [pid for pid, parent in of_run.items() if parent == run.guard.pid]  # type: ignore[union-attr]
-
-    while not young():
-        time.sleep(0.002)
+    for _ in range(10):  # until one is caught that has no handler of its own yet: it dies of the signal
+        run = toy("--steps 100000 --every 100000").start()
+        assert run.guard
+        while not (found := [one for one in processes.keepers(run.run.path) if one.parent == run.guard.pid]):
+            time.sleep(0.002)
+        young = found[0]
+        young.signal(signal.SIGSTOP)
+        wait("it to stand still", lambda: "State:\tT" in status_of(young))  # noqa: B023
+        if not has(young, "SigCgt", signal.SIGTERM):
+            break
+    else:
+        pytest.fail("no supervisor was young")
     os.kill(run.guard.pid, number)
+    wait("the guard to pass it on", lambda: has(young, "ShdPnd", number))
+    young.signal(signal.SIGCONT)
     assert run.end() == 0 and run.final["state"] == "stopped" and not run.run.attempts.exists()
     assert f"the supervisor was killed by {signal.Signals(number).name}" in run.window
+
+
+def status_of(process: processes.Process) -> str:
+    return Path(f"/proc/{process.pid}/status").read_text()
+
+
+def has(process: processes.Process, mask: str, number: int) -> bool:
+    """Whether a signal is in one of the masks of /proc/PID/status (proc(5))."""
+    (line,) = [line for line in status_of(process).splitlines() if line.startswith(f"{mask}:")]
+    return bool(int(line.split()[1], 16) & 1 << number - 1)
 
 
 def test_killed_guard_is_not_missed(toy: Make) -> None:

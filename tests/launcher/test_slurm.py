@@ -12,23 +12,25 @@ from launcher.rundir import read_json, read_jsonl
 from tests.lab import Lab, Settings
 from tests.launcher.on_slurm import TOY, SlurmRun, cluster, launch, parent, state_of, take_all, wait
 
-STEPS = 300
-LONG = f"--steps {STEPS} --pace 0.02 --every 20"
+STEPS, STAY = 60, 30
+LONG = f"--steps {STEPS} --every 20 --wait-at {STAY}"  # whatever is to happen to its first attempt finds it
+MOVES = "--steps 300 --every 20"
 
 
 @pytest.mark.parametrize("proctrack", ["linuxproc", "pgid"])
 @pytest.mark.parametrize("user_signal", [False, True], ids=["term", "user-signal"])
 def test_preempted_with_grace(user_signal: bool, proctrack: str, request: pytest.FixtureRequest) -> None:
     """Saved in the grace period, 0 steps lost, no orphan, the node handed over before the period is over."""
-    with cluster(Settings(user_signal=user_signal, proctrack=proctrack)) as lab:
+    with cluster(Settings(user_signal=user_signal, proctrack=proctrack, grace=20)) as lab:
         run = SlurmRun(lab, f"{LONG} --save 0.5")
-        run.at(30)
-        urgent = take_all(lab)
+        run.at(STAY)
+        urgent = take_all(lab, 600)
         wait("the first signal", lambda: "asking the program to save" in run.log)
         began = time.monotonic()
         wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
         handed_over = time.monotonic() - began
         assert not run.alive(), "the node is somebody else's, and a process of the run lives on it"
+        lab.call("scancel", urgent)
         assert run.end()["state"] == "finished"
         print(f"saved at step {run.ends[0]['step']}; node free {handed_over:.1f} s after the signal")
         assert run.ends[0]["state"] == "preempted" and run.ends[0]["saved"] and run.lost_steps() == 0
@@ -42,7 +44,7 @@ def test_preempted_without_grace() -> None:
     """KillWait is all there is; Slurm requeues the job as well, and only one of the two goes on."""
     with cluster(Settings(grace=0, kill_wait=6)) as lab:
         run = SlurmRun(lab, LONG)
-        run.at(30)
+        run.at(STAY)
         take_all(lab)
         assert run.end()["state"] == "finished"
         assert run.ends[0]["saved"] and run.lost_steps() == 0 and len(run.ends) == 2
@@ -52,7 +54,7 @@ def test_preempted_without_grace() -> None:
 def test_requeue_keeps_the_job(lab: Lab) -> None:
     """With come_back: requeue the run goes on in the same job, long before Slurm's hold is over."""
     run = SlurmRun(lab, LONG, slurm={"come_back": "requeue"})
-    run.at(30)
+    run.at(STAY)
     take_all(lab)
     assert run.end()["state"] == "finished"
     assert {start["job"] for start in run.starts} == {run.starts[0]["job"]} and len(run.starts) == 2
@@ -63,7 +65,7 @@ def test_requeue_keeps_the_job(lab: Lab) -> None:
 
 def test_scancel_ends_the_run(lab: Lab) -> None:
     run = SlurmRun(lab, LONG)
-    run.at(30)
+    run.at(STAY)
     lab.call("scancel", *run.jobs)
     final = run.end()
     assert final["state"] == "stopped" and final["reason"].startswith("cancelled with scancel")
@@ -73,7 +75,7 @@ def test_scancel_ends_the_run(lab: Lab) -> None:
 def test_a_program_that_does_not_stop_is_cancelled_on_record(lab: Lab) -> None:
     """SIGKILL is ours and comes before Slurm's, so that the end is still written down."""
     run = SlurmRun(lab, f"{LONG} --deaf")
-    run.at(30)
+    run.at(STAY)
     lab.call("scancel", *run.jobs)
     assert run.end()["state"] == "stopped" and not run.alive()
     assert "ended without saving" in run.ends[0]["reason"] and run.ends[0]["seconds_to_stop"]
@@ -81,18 +83,16 @@ def test_a_program_that_does_not_stop_is_cancelled_on_record(lab: Lab) -> None:
 
 def test_the_time_limit_is_met_in_the_next_job(lab: Lab) -> None:
     """The run stops before the limit by itself, of a short one after half, and goes on in another job."""
-    run = SlurmRun(
-        lab, "--steps 800 --pace 0.05 --every 100", resources={"time": "1m"}, restart={"grace": 60}
-    )
+    run = SlurmRun(lab, LONG, resources={"time": "1m"}, restart={"grace": 60})
     assert run.end()["state"] == "finished"
-    assert "time limit" in run.ends[0]["reason"] and run.lost_steps() == 0 and run.ends[0]["step"] > 100
+    assert "time limit" in run.ends[0]["reason"] and run.lost_steps() == 0 and run.ends[0]["step"] == STAY
     assert len({start["job"] for start in run.starts}) == len(run.starts) == 2
-    run.assert_undisturbed(800)
+    run.assert_undisturbed(STEPS)
 
 
 def test_a_killed_supervisor_comes_back_in_its_job(lab: Lab) -> None:
     run = SlurmRun(lab, LONG)
-    run.at(30)
+    run.at(STAY)
     os.kill(run.supervisor(), signal.SIGKILL)
     assert run.end()["state"] == "finished"
     assert {start["job"] for start in run.starts} == {run.starts[0]["job"]} and run.lost_steps() == 0
@@ -102,7 +102,7 @@ def test_a_killed_supervisor_comes_back_in_its_job(lab: Lab) -> None:
 def test_a_killed_guard_takes_the_job_with_it(lab: Lab, nodes: int) -> None:
     """Slurm ends the job and may not see the supervisor: it saves, leaves, and comes back in another job."""
     run = SlurmRun(lab, f"{LONG} --save 0.5", resources={"nodes": nodes})
-    run.at(30)
+    run.at(STAY)
     os.kill(parent(run.supervisor()), signal.SIGKILL)
     assert run.end()["state"] == "finished"
     assert "guard was killed" in run.ends[0]["reason"] and run.ends[0]["saved"] and run.lost_steps() == 0
@@ -113,7 +113,7 @@ def test_a_killed_guard_takes_the_job_with_it(lab: Lab, nodes: int) -> None:
 def test_a_killed_task_is_brought_back_by_the_batch_script(lab: Lab) -> None:
     """Guard and supervisor die at once, as out of memory: another job goes on."""
     run = SlurmRun(lab, LONG)
-    run.at(30)
+    run.at(STAY)
     for pid in (parent(run.supervisor()), run.supervisor()):
         os.kill(pid, signal.SIGKILL)
     assert run.end()["state"] == "finished"
@@ -122,18 +122,21 @@ def test_a_killed_task_is_brought_back_by_the_batch_script(lab: Lab) -> None:
 
 
 def test_a_restarted_controller_is_not_noticed(lab: Lab) -> None:
-    run = SlurmRun(lab, LONG)
-    run.at(30)
+    run = SlurmRun(lab, "--steps 100000")
+    run.at(STAY)
     lab.stop("slurmctld")
-    run.at(60)
-    assert "Slurm does not answer" in launch("status").stdout or "training" in launch("status").stdout
+    run.at(2 * STAY)
+    said = launch("status").stdout
+    assert "Slurm does not answer" in said or "training" in said
     lab.start("slurmctld")
-    assert run.end()["state"] == "finished" and len(run.starts) == 1
+    wait("the controller", lambda: run.jobs)
+    launch("stop", "last")
+    assert run.end()["state"] == "stopped" and len(run.starts) == 1 and run.lost_steps() == 0
 
 
 def test_a_node_that_fails(lab: Lab) -> None:
     """Slurm requeues the job; what it left on the dead node is no hindrance to the next attempt."""
-    run = SlurmRun(lab, LONG)
+    run = SlurmRun(lab, MOVES)
     run.at(30)
     node = lab.call("squeue", "--noheader", f"--name={run.run.id}", "--format=%N")
     job = run.jobs[0]
@@ -143,7 +146,7 @@ def test_a_node_that_fails(lab: Lab) -> None:
         wait("the requeued job", lambda: state_of(lab, job) == "PENDING" or run.final)
         lab.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # its hold is 120 s
         assert run.end()["state"] == "finished"
-        run.assert_undisturbed(STEPS)
+        run.assert_undisturbed(300)
     finally:
         lab.start(node)
         lab.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
@@ -181,12 +184,11 @@ def test_stop_preempt_and_resume_elsewhere(lab: Lab, monkeypatch: pytest.MonkeyP
 
 
 def test_stopping_a_run_that_waits(lab: Lab) -> None:
-    urgent = take_all(lab, 30)
+    urgent = take_all(lab, 600)
     wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
     run = SlurmRun(lab, LONG)
-    shown = launch("status").stdout
-    assert "queued" in shown
-    assert "Resources" in launch("status", "last").stdout or "Priority" in launch("status", "last").stdout
+    assert "queued" in launch("status").stdout
+    wait("why", lambda: any(why in launch("status", "last").stdout for why in ("Resources", "Priority")))
     launch("stop", "last")
     assert not run.jobs and run.final["state"] == "stopped" and not run.starts
     lab.call("scancel", urgent)
@@ -194,7 +196,7 @@ def test_stopping_a_run_that_waits(lab: Lab) -> None:
 
 def test_waiting_longer_than_asked(lab: Lab) -> None:
     """Slurm itself takes the job from the queue; status says why there is none."""
-    urgent = take_all(lab, 60)
+    urgent = take_all(lab, 600)
     wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
     run = SlurmRun(lab, LONG, resources={"time": "1m", "max_wait": "3s"})
     wait("Slurm to give up", lambda: not run.jobs)
@@ -250,22 +252,22 @@ def test_with_accounting(tmp_path: Path) -> None:
         assert done.returncode == 2 and "--account nobody" in done.stderr and "account" in done.stderr
         assert not list((tmp_path / "runs").glob("*"))
         run = SlurmRun(lab, LONG)
-        run.at(30)
+        run.at(STAY)
         take_all(lab)
         assert run.end()["state"] == "finished" and run.lost_steps() == 0
-        urgent = take_all(lab, 30)
+        urgent = take_all(lab, 600)
         wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
         waiting = SlurmRun(lab, LONG, name="waiting")
         lab.call("scancel", *waiting.jobs)
         job = read_jsonl(waiting.run.jobs)[0]["job"]
         wait("Slurm to forget the job", lambda: not lab.call("scontrol", "show", "job", job))
-        wait("accounting to know", lambda: "CANCELLED" in launch("status", waiting.run.id).stdout, 30)
+        wait("accounting to know", lambda: "CANCELLED" in launch("status", waiting.run.id).stdout)
 
 
 def test_two_nodes(lab: Lab) -> None:
     """One task a node; preempted they save together, and come back together."""
     run = SlurmRun(lab, LONG, resources={"nodes": 2})
-    run.at(30)
+    run.at(STAY)
     take_all(lab)
     assert run.end()["state"] == "finished"
     assert run.ends[0]["saved"] and run.lost_steps() == 0 and not run.alive()
@@ -276,7 +278,7 @@ def test_two_nodes(lab: Lab) -> None:
 
 def test_status_asks_slurm_once(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many runs wait; and not at all where none does."""
-    urgent = take_all(lab, 60)
+    urgent = take_all(lab, 600)
     wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
     runs = [SlurmRun(lab, "--steps 3", name=f"run{number}") for number in range(3)]
     real, asked = lab.call("which", "squeue"), tmp_path / "asked"
@@ -314,15 +316,16 @@ def test_a_dry_run_shows_the_script_that_a_launch_submits(lab: Lab, tmp_path: Pa
 
 def test_a_resumed_run_waits_and_goes_on(lab: Lab) -> None:
     """What ended its last life neither shows nor counts, and the job that brings it back may be preempted."""
-    run = SlurmRun(lab, LONG)
-    run.at(30)
+    run = SlurmRun(lab, f"{LONG} 45")
+    run.at(STAY)
     launch("stop", "last")
-    urgent = take_all(lab, 8)
+    urgent = take_all(lab, 600)
     wait("the urgent job to run", lambda: state_of(lab, urgent) == "RUNNING")
     launch("resume", "last", "--backend", "slurm")
     assert "queued" in launch("status", "last").stdout
     assert "is job" in launch("resume", "last", "--backend", "slurm", check=False).stderr
-    run.at(60, attempt=2)
+    lab.call("scancel", urgent)
+    run.at(45, attempt=2)
     take_all(lab)
     assert run.end()["state"] == "finished" and run.lost_steps() == 0 and len(run.starts) == 3
     run.assert_undisturbed(STEPS)

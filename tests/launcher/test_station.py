@@ -27,21 +27,23 @@ Worker = tuple[str, str, str]  # run, attempt, rank
 
 
 def workers() -> set[Worker]:
-    """All living workers of the test's runs, as the kernel knows them."""
-    found = set()
+    """All workers of the test's runs that live at one and the same moment, as the kernel knows them."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
+        process = processes.inspect(int(path.parent.name))
         try:
             lines = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
         told = dict(line.split("=", 1) for line in lines if "=" in line)
-        if told.get("LAUNCH_RUN_DIR", "").startswith(str(runs_root())) and "LOCAL_RANK" in told:
-            found.add((told["LAUNCH_RUN_ID"], told["LAUNCH_ATTEMPT"], told["LOCAL_RANK"]))
-    return found
+        if process and told.get("LAUNCH_RUN_DIR", "").startswith(str(runs_root())) and "LOCAL_RANK" in told:
+            found[process] = (told["LAUNCH_RUN_ID"], told["LAUNCH_ATTEMPT"], told["LOCAL_RANK"])
+    # A look takes its time: whoever was seen early may have made room for whoever was seen late.
+    return {worker for process, worker in found.items() if process.alive}
 
 
 def entries() -> dict[str, queue.Entry]:
-    with queue.held(5) as files:
+    with queue.held(60) as files:
         return {entry.run: entry for entry in files.entries()}
 
 
@@ -64,8 +66,9 @@ def test_eight_runs_over_four_slots(toy: Make, monkeypatch: pytest.MonkeyPatch) 
     for number, wants in enumerate([2, 1, 4, 1, 2, 3, 1, 2]):
         resources = {"gpus": wants, "priority": number % 3, "preemptible": number % 2 == 0}
         runs.append(toy("--steps 8 --pace 0.05 --every 4", name=f"r{number}", resources=resources).start())
-    kills, most, shared, before = dict.fromkeys(runs, 0), 0, 0, entries()
-    next_kill, deadline = time.monotonic() + 1.0, time.monotonic() + 200
+    kills, most, shared = dict.fromkeys(runs, 0), 0, 0
+    next_kill, deadline = time.monotonic() + 1.0, time.monotonic() + 240
+    before, looked = entries(), time.monotonic()
     while any(run.guard and run.guard.poll() is None for run in runs):
         assert time.monotonic() < deadline, {run.run.id: run.window for run in runs if not run.final}
         alive, now = workers(), entries()
@@ -74,22 +77,32 @@ def test_eight_runs_over_four_slots(toy: Make, monkeypatch: pytest.MonkeyPatch) 
         leased = sum(entry.wants["workers"] for entry in holders)
         assert leased <= 4, holders
         most, shared = max(most, leased), max(shared, len(holders))
-        assert_nobody_was_overtaken(before, now)
-        before = now
+        if time.monotonic() - looked < 1.0:  # in more, somebody may have held and given way again
+            assert_nobody_was_overtaken(before, now)
+        before, looked = now, time.monotonic()
         if time.monotonic() > next_kill and sum(kills.values()) < 6:
             run = dice.choice(runs)
-            if kills[run] < 2 and run.run.lease.exists() and not run.final:
-                victim = processes.inspect(run.supervisor)
-                if victim:
-                    victim.signal(signal.SIGKILL)
-                    kills[run] += 1
-                    next_kill = time.monotonic() + dice.uniform(0.5, 2.0)
+            if kills[run] < 2 and killed(run):
+                kills[run] += 1
+                next_kill = time.monotonic() + dice.uniform(0.5, 2.0)
         time.sleep(0.05)
-    assert sum(kills.values()) == 6 and most == 4 and shared >= 2
+    assert sum(kills.values()) >= 3, "a fast machine is done before the sixth"
+    assert most == 4 and shared >= 2
     for run in runs:
         assert run.end() == 0 and run.final["state"] == "finished", run.window
         run.assert_undisturbed(8)
     assert not entries() and not workers()
+
+
+def killed(run: Toy) -> bool:
+    """SIGKILL to its supervisor, if it has one and has not ended: after that nobody clears away its entry."""
+    victim = processes.inspect(run.supervisor) if run.run.lease.exists() else None
+    if victim is None:
+        return False
+    victim.signal(signal.SIGSTOP)
+    ended = bool(run.final)
+    victim.signal(signal.SIGCONT if ended else signal.SIGKILL)
+    return not ended
 
 
 def assert_nobody_was_overtaken(before: dict[str, queue.Entry], now: dict[str, queue.Entry]) -> None:
@@ -121,14 +134,14 @@ def test_a_preemptible_run_gives_way_and_comes_back_with_nothing_lost(
         control.preempt(equal.run)
     assert refused.value.hint == "It is place 1 of 1: waiting for 2 CPU workers."
     ticket = entries()[low.run.id].ticket
-    high = toy("--steps 4 --every 100", name="high", resources={"priority": 5}).start()
+    high = toy("--steps 40 --every 100 --pace 0.05", name="high", resources={"priority": 5}).start()
     wait("the slots to be given", lambda: high.run.id in {run for run, _, _ in workers()})
     assert not low.workers() and entries()[low.run.id].ticket == ticket
     assert f"gives way to {high.run.id}, of priority 5" in low.ends[0]["reason"]
     assert [run.end() for run in (high, low, equal)] == [0, 0, 0]
     assert low.states == ["preempted", "finished"] and low.ends[0]["saved"] and low.final["lost_steps"] == 0
     assert low.final["ended"] < equal.final["ended"], "it came back in its old place"
-    for run, steps in ((low, 12), (high, 4), (equal, 2)):
+    for run, steps in ((low, 12), (high, 40), (equal, 2)):
         run.assert_undisturbed(steps)
     assert not entries()
 
@@ -191,7 +204,7 @@ def test_what_the_dead_held_is_free_when_nothing_of_them_is_left(
     dead.guard.wait()
     orphans = dead.workers()
     assert len(orphans) >= 3 and status.row(dead.run)["state"] == "lost"
-    heir = toy("--steps 3 --every 100", name="heir").start()
+    heir = toy("--steps 40 --every 100 --pace 0.05", name="heir").start()
     while not any(run == heir.run.id for run, _, _ in workers()):
         assert heir.guard and heir.guard.poll() is None
         if heir.run.attempts.exists():

@@ -23,7 +23,7 @@ parser.add_argument("--every", type=int, help="steps between checkpoints; defaul
 parser.add_argument("--crash-at", type=int)
 parser.add_argument("--crash-rank", type=int, default=0)
 parser.add_argument("--hang-at", type=int)
-parser.add_argument("--wait-at", type=int, help="go on from this step only in later attempts")
+parser.add_argument("--wait-at", type=int, nargs="+", default=[], help="a step of each attempt to stay at")
 parser.add_argument("--once", action="store_true")
 parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM, and so does a child")
 parser.add_argument("--late", type=float, default=0.0, help="seconds until the signal handler is there")
@@ -99,13 +99,13 @@ def file(data: bytes) -> dict[str, object]:
 counter = 0
 
 
-def beat(phase: str, step: int) -> None:
+def beat(phase: str, step: int, limit: float | None = None) -> None:
     global counter
     counter += 1
     write(
         RUN / "heartbeat.json",
         {"schema": 1, "fence": FENCE, "phase": phase, "counter": counter, "step": step, "of": args.steps}
-        | {"resumed": resumed, "loss": 1 / (step + 1)},
+        | {"resumed": resumed, "loss": 1 / (step + 1), "limit": limit},
     )
 
 
@@ -123,6 +123,7 @@ if args.fail:
 step, total = newest()
 resumed = step
 misbehave = FENCE == 1 or not args.once
+stay = dict(enumerate(args.wait_at, 1)).get(FENCE)
 if RANK == 0:
     for left in (RUN / "checkpoints").glob(".tmp-[0-9]*"):  # by a rank 0 that was killed
         shutil.rmtree(left)
@@ -146,9 +147,11 @@ while step < args.steps and not stopping:
             checkpoint(step, total)
     if misbehave and step == args.crash_at and args.crash_rank == RANK:
         raise RuntimeError(f"told to crash at step {step}")
+    if misbehave and step == args.hang_at and RANK == 0:
+        beat("training", step, limit=3)
     while misbehave and step == args.hang_at and not stopping:
         time.sleep(0.05)
-    while FENCE == 1 and step == args.wait_at and not stopping:
+    while step == stay and not stopping:
         time.sleep(0.05)
         if RANK == 0:
             beat("training", step)
