@@ -204,8 +204,8 @@ def test_hang_is_noticed_and_survived(toy: Make) -> None:
     assert "no progress in training at step 5 for 3 s" in run.ends[0]["reason"]
 
 
-# The second attempt hangs before it says anything. With the heartbeat of the first it takes away what makes the
-# third have to speak up in time, too: on a busy machine it may not.
+# The second attempt hangs before it says anything. It takes the heartbeat of the first with it, without which
+# the third need not speak up in time: on a busy machine it may not.
 SILENT = """
 import os, pathlib, signal, sys, time
 def leave(*signal):
