@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from detcore.annotations import read_annotations
-from detcore.config import Split, Train
+from detcore.config import ENOUGH_FOR_NORM, Split, Train
 from detcore.errors import InputError
 from detcore.recipe import Problem, mistakes
 from detcore.weights import fetch
@@ -32,7 +32,11 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
         train = Train.model_validate(document.get("train"))
     except ValidationError as error:
         return {"problems": mistakes(error), "notes": []}
-    problems, notes = _batch(train, document.get("resources", {}))
+    resources = document.get("resources", {})
+    ranks = resources.get("gpus", 1) * resources.get("nodes", 1)
+    what = "worker" if resources.get("device") == "cpu" else "GPU"
+    problems, notes = _batch(train, ranks, what)
+    notes += [] if problems else decisions(train, ranks, what)
     images = 0
     fetched = [Path(folder) for folder in document.get("fetched", [])]
     for split in ("train", "val"):
@@ -43,13 +47,35 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
         problems += [problem for problem in found if problem["loc"] not in told]
         images = count if split == "train" else images
     problems += _weights(train)
-    notes += _schedule(train, images)
+    notes += _epochs(train, images)
     return {"problems": problems, "notes": notes}
 
 
-def _batch(train: Train, resources: dict[str, Any]) -> tuple[list[Problem], list[str]]:
-    ranks = resources.get("gpus", 1) * resources.get("nodes", 1)
-    what = "worker" if resources.get("device") == "cpu" else "GPU"
+def decisions(train: Train, ranks: int, what: str) -> list[str]:
+    """What `train` leaves open and so many ranks decide, in sentences. what: a rank is a GPU or a worker."""
+    plain, notes, chosen = train.schedule, [], train.on(ranks)
+    schedule = chosen.schedule
+    if schedule is not plain:
+        warmup = schedule.warmup
+        notes.append(
+            f"schedule scaled from batch {plain.for_batch} to {train.data.batch}: "
+            f"lr {schedule.optimizer.lr:g}, {schedule.iterations} iterations, steps at {schedule.steps}, "
+            f"warm-up {warmup.iterations} from {warmup.factor:g}"
+        )
+    norm, share = getattr(chosen.model, "norm", None), train.at_once(ranks)
+    if norm != getattr(train.model, "norm", None):
+        few = f"{share} image{'s' * (share != 1)} at a time on a {what}"
+        least = f"batch norm wants {ENOUGH_FOR_NORM}"
+        if norm == "bn":
+            notes.append(f"norm auto is bn: {few}, and {least}")
+        elif ranks > 1:
+            notes.append(f"norm auto is sync_bn, over all {ranks * share} images: {few}, and {least}")
+        else:
+            notes.append(f"norm auto is sync_bn, which one {what} alone gains nothing by: {few}, and {least}")
+    return notes
+
+
+def _batch(train: Train, ranks: int, what: str) -> tuple[list[Problem], list[str]]:
     batch, parts = train.data.batch, train.schedule.accumulate
     if batch % (ranks * parts):
         by = f"{ranks} {what}s" + (f" x {parts} parts (train.schedule.accumulate)" if parts > 1 else "")
@@ -62,19 +88,12 @@ def _batch(train: Train, resources: dict[str, Any]) -> tuple[list[Problem], list
     return [], [note]
 
 
-def _schedule(train: Train, images: int) -> list[str]:
-    schedule = train.schedule.scaled(train.data.batch)
-    notes = []
-    if schedule is not train.schedule:
-        notes.append(
-            f"schedule scaled from batch {train.schedule.for_batch} to {train.data.batch}: "
-            f"lr {schedule.optimizer.lr:g}, {schedule.iterations} iterations, steps at {schedule.steps}, "
-            f"warm-up {schedule.warmup.iterations} from {schedule.warmup.factor:g}"
-        )
-    if images:
-        epochs = schedule.iterations * train.data.batch / images
-        notes.append(f"{schedule.iterations} iterations are {epochs:.1f} epochs of {images} images")
-    return notes
+def _epochs(train: Train, images: int) -> list[str]:
+    if not images:
+        return []
+    iterations = train.schedule.scaled(train.data.batch).iterations
+    epochs = iterations * train.data.batch / images
+    return [f"{iterations} iterations are {epochs:.1f} epochs of {images} images"]
 
 
 def _data_set(train: Train, split: str) -> tuple[list[Problem], int]:

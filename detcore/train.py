@@ -18,6 +18,7 @@ if __name__ == "__main__":
     stop.install()  # before the second that importing torch takes
     first_beat()  # importing, CUDA and the other ranks can hang, too
 
+from detcore.check import decisions
 from detcore.checkpoint import Checkpoint
 from detcore.config import Train
 from detcore.data.coco import Coco, read_coco
@@ -39,9 +40,9 @@ class Trainer:
     """One attempt at a run. `step` counts the steps done; `evaluated` is the last step that was evaluated."""
 
     def __init__(self, cfg: Train, run: RunDir, world: World) -> None:
-        schedule = cfg.schedule.scaled(cfg.data.batch)
-        self.cfg, self.run_dir, self.world = cfg.model_copy(update={"schedule": schedule}), run, world
-        self.total = schedule.iterations
+        self.cfg, self.run_dir, self.world = cfg.on(world.size), run, world
+        self.decisions = decisions(cfg, world.size, "GPU" if world.device.type == "cuda" else "worker")
+        self.total = self.cfg.schedule.iterations
         self.heartbeat = Heartbeat(run, world.rank == 0)
         self.heartbeat.enter("starting", of=self.total)
         self.recorder = Recorder(self.cfg, run, world, self.heartbeat)
@@ -99,6 +100,8 @@ class Trainer:
         ranks = world.size * cfg.schedule.accumulate
         if cfg.data.batch % ranks:
             raise InputError(f"train.data.batch {cfg.data.batch} cannot be shared out evenly to {ranks}")
+        for sentence in self.decisions:
+            self.recorder.say(sentence)
         settle(cfg)
         found = find(self.run_dir, world, self.recorder)
         if found:
@@ -110,8 +113,9 @@ class Trainer:
         self.learner = Learner(cfg, world, pretrained=found is None)
         saved, optimizer = found.step if found else None, self.learner.optimizer
         self.saver = Saver(self.run_dir, world, self.recorder, optimizer, saved)
-        last, say = self.saver.last, self.recorder.say
-        self.tolerance = Tolerance(cfg.skip_nonfinite, world, self.feed, say, last)
+        self.tolerance = Tolerance(
+            cfg.skip_nonfinite, world, self.feed, say=self.recorder.say, last=self.saver.last
+        )
         if found:
             self.restore(found)
         self.murmur = Murmur(world)

@@ -104,6 +104,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "frozen_bn": FrozenBatchNorm2d,
     "fixed_bn": FixedBatchNorm2d,
+    "auto": BatchNorm2d,  # not decided, for it is not trained: bn and sync_bn differ in training only
     "bn": BatchNorm2d,
     "sync_bn": SyncBatchNorm,
     "gn": _group_norm,

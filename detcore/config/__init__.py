@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from detcore.config.models import Model
 from detcore.config.section import Count, Factor, Positive, Section, Share
 
+ENOUGH_FOR_NORM = 8  # images on a GPU, as in YOLOF's published run; with fewer its batch norm suffers
+
 
 class Split(Section):
     images: str
@@ -196,3 +198,15 @@ class Train(Section):
     schedule: Schedule
     evaluation: Evaluation = Evaluation()
     log_every: Positive = 20
+
+    def at_once(self, ranks: int) -> int:
+        """Images that each of so many ranks sees in one forward pass."""
+        return self.data.batch // (ranks * self.schedule.accumulate)
+
+    def on(self, ranks: int) -> "Train":
+        """As so many ranks train it: the schedule is the batch's, and `norm: auto` is decided."""
+        model = self.model
+        if getattr(model, "norm", None) == "auto":
+            norm = "sync_bn" if self.at_once(ranks) < ENOUGH_FOR_NORM else "bn"
+            model = model.model_copy(update={"norm": norm})
+        return self.model_copy(update={"schedule": self.schedule.scaled(self.data.batch), "model": model})

@@ -80,7 +80,8 @@ class YOLOF(Detector):
     name: Literal["yolof"]
     encoder: Encoder = Encoder()
     decoder: Decoder = Decoder()
-    norm: Norm = "bn"
+    norm: Literal["auto", "bn", "sync_bn"] = "bn"
+    """auto: sync_bn where a GPU sees fewer than 8 images at a time, otherwise bn."""
     anchors: Annotated[list[Factor], Field(min_length=1)] = [32, 64, 128, 256, 512]
     match: UniformMatch = UniformMatch()
 

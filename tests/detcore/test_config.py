@@ -188,6 +188,36 @@ def test_another_batch_scales_the_schedule_as_a_whole() -> None:
     assert (half.warmup.iterations, round(half.warmup.factor, 9)) == (3000, 0.000333335)
 
 
+def test_what_batch_and_gpus_decide_is_said() -> None:
+    """The schedule of another batch, and YOLOF's batch norm: plain from 8 images that a GPU sees at a time,
+    shared between the GPUs below."""
+    recipe = merged(ROOT / "recipes/yolof_r50_1x.yaml")["train"]
+    train = Train.model_validate(recipe)
+    assert train.on(8).model.norm == train.on(4).model.norm == "bn"
+    assert train.on(8).schedule is train.schedule
+    notes = check({"train": recipe, "resources": {"gpus": 4, "nodes": 2}})["notes"]
+    assert "norm auto is bn: 8 images at a time on a GPU, and batch norm wants 8" in notes
+
+    recipe["data"]["batch"] = 32
+    notes = check({"train": recipe, "resources": {"gpus": 8}})["notes"]
+    assert (
+        "schedule scaled from batch 64 to 32: lr 0.06, 45000 iterations, steps at [30000, 40000], "
+        "warm-up 3000 from 0.000333335" in notes
+    )
+    shared = "norm auto is sync_bn, over all 32 images: 4 images at a time on a GPU, and batch norm wants 8"
+    assert shared in notes
+    half = Train.model_validate(recipe)
+    assert (half.on(8).model.norm, half.on(4).model.norm) == ("sync_bn", "bn")
+    recipe["schedule"]["accumulate"] = 2
+    parts = Train.model_validate(recipe)
+    assert parts.on(4).model.norm == "sync_bn", "4 images at a time"
+    recipe["data"]["batch"], recipe["schedule"]["accumulate"] = 4, 1
+    (note,) = [n for n in check({"train": recipe, "resources": {"gpus": 1}})["notes"] if n.startswith("norm")]
+    assert "one GPU alone gains nothing" in note
+    recipe["model"]["norm"] = "bn"
+    assert Train.model_validate(recipe).on(1).model.norm == "bn", "who says it gets it"
+
+
 def test_unknown_keys_come_with_the_known_ones(tiny: dict[str, Any]) -> None:
     tiny["schedule"]["optimizer"]["lerning_rate"] = 1
     (problem,) = problems(tiny)

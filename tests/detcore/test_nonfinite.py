@@ -13,6 +13,7 @@ import torch.multiprocessing
 
 from detcore.distributed import World
 from detcore.learner import Learner
+from detcore.loading import load_run
 from tests.detcore.conftest import Run, assert_same
 from tests.detcore.test_detectors import SECTIONS
 from tests.detcore.test_learner import made, rescale
@@ -106,7 +107,9 @@ def test_all_ranks_decide_alike(tiny: dict[str, Any], tmp_path: Path) -> None:
 def test_so_many_pass_also_across_a_resume(
     tiny: dict[str, Any], new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On two ranks, then on one. The last good checkpoint is named."""
+    """On two ranks, then on one. The last good checkpoint is named. Besides, `norm: auto` is decided for each
+    attempt anew, and said."""
+    tiny["model"]["norm"] = "auto"
     tiny["skip_nonfinite"] = 2
     tiny["data"]["workers"] = 0
     tiny["evaluation"] = {"every": None}
@@ -115,12 +118,15 @@ def test_so_many_pass_also_across_a_resume(
     run = new_run("run", tiny, every="5it")
     assert run.start(2, "tests.detcore.poisoned").wait(timeout=240) == 0, run.log()
     assert said(run) == [("3", "1 of at most 2")]
+    assert "norm auto is sync_bn, over all 8 images: 4 images at a time on a worker" in run.log()
     stopped = run.read("outcome.json")["step"]
 
     monkeypatch.setenv("PREEMPTED", "")
     assert run.start(1, "tests.detcore.poisoned").wait(timeout=240) == 1, run.log()
     assert run.read("heartbeat.json")["resumed"] == stopped < 9
     assert said(run) == [("9", "2 of at most 2")]
+    assert "norm auto is bn: 8 images at a time on a worker" in run.log()
+    assert load_run(run.folder).cfg.model.norm == "auto"
     reason = run.read("outcome.json")["reason"]
     assert re.search(r"loss of step 12 is not finite \(.*nan.*\); it was computed from images \[\d", reason)
     assert "2 such steps have passed before" in reason
