@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 from launcher.errors import StoreError, UserError
@@ -17,6 +19,8 @@ from launcher.rundir import RUN_ID, RunDir, read_json, sync_dir, write_json
 from launcher.storage import Entry, Store, StoreSettings, reach
 
 log = logging.getLogger("launch.mirror")
+
+ASIDE = ".tmp-pull-"
 
 
 def pull_run(
@@ -47,8 +51,8 @@ def pull_run(
     fresh = not runs_root.exists()
     try:
         runs_root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tmp-pull-", dir=runs_root, ignore_cleanup_errors=True) as d:
-            aside = RunDir(Path(d, name))
+        with _folder_aside(runs_root) as folder:
+            aside = RunDir(folder / name)
             _pull(store, keys, aside, accept)
             aside.path.rename(runs_root / name)
             sync_dir(runs_root)
@@ -59,6 +63,22 @@ def pull_run(
             with suppress(OSError):  # it holds the run, if all went well
                 runs_root.rmdir()
     return RunDir(runs_root / name)
+
+
+@contextmanager
+def _folder_aside(runs_root: Path) -> Iterator[Path]:
+    """A folder that vanishes in the end; those of processes that were killed, which nobody locks, do now."""
+    for held in runs_root.glob(f"{ASIDE}*/lock"):
+        with suppress(OSError), held.open("r+b") as lock:
+            flock(lock, LOCK_EX | LOCK_NB)
+            shutil.rmtree(held.parent)
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=runs_root, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with (folder / "new").open("wb") as lock:
+            with suppress(OSError):  # a file system without locks: then nobody gets it, and all stays
+                flock(lock, LOCK_EX)
+            (folder / "new").rename(folder / "lock")
+            yield folder
 
 
 def _state(store: Store, keys: dict[str, Entry]) -> object:

@@ -37,6 +37,7 @@ class Fault:
     cut: int | None = None  # bytes of the answer's body, then the connection is closed
     trickle: bool = False  # a byte a second
     lost: bool = False  # the store does it, and its answer is lost
+    after: threading.Event | None = None  # goes on only then
 
 
 class Proxy:
@@ -81,6 +82,8 @@ class Proxy:
                     self.headers.__delitem__("Expect")
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 fault = proxy.meet(self.command, self.path, len(body))
+                if fault.after:
+                    fault.after.wait(60)
                 if fault.silent:
                     proxy.closing.wait()
                     self.close_connection = True

@@ -70,8 +70,11 @@ class Weed:
         """All that is in the bucket below `prefix`."""
         with pytest.MonkeyPatch.context() as patch:
             self.use(patch)
-            store = self.store(prefix)
-            return {entry.key: store.get_bytes(entry.key)[0] for entry in store.list()}
+            store, found = self.store(prefix), {}
+            for entry in store.list():
+                with store.as_file(entry.key) as path:
+                    found[entry.key] = path.read_bytes()
+            return found
 
     def start(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", SERVE, str(self.folder)],

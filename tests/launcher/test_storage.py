@@ -18,6 +18,7 @@ from launcher.storage import (
     PreconditionFailed,
     Store,
     Version,
+    files,
     key_problem,
     open_store,
     reach,
@@ -208,14 +209,37 @@ def test_a_file_that_changes_meanwhile(
     assert store.digest("log") == (size, hashlib.sha256(bytes(size)).hexdigest())
 
 
+def test_a_file_that_was_just_written_to_may_be_in_the_middle_of_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, writes = file(tmp_path, b"half a write"), iter([b"more of it, and", b"all"])
+
+    def sleep(seconds: float) -> None:
+        if data := next(writes, b""):
+            path.write_bytes(data)
+        else:
+            monkeypatch.setattr(files, "MOMENT", 0.0)  # it is over
+
+    monkeypatch.setattr(files, "MOMENT", 60.0)
+    monkeypatch.setattr(files.time, "sleep", sleep)
+    store.put_file("settled", path)
+    assert store.get_bytes("settled")[0] == b"all"
+    monkeypatch.setattr(files, "MOMENT", 60.0)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    with pytest.raises(Changed, match="all the time"):
+        store.put_file("never", path)
+    assert keys(store) == {"settled": 3}
+    assert store.put_file("log", path, growing=True).size == 3
+
+
 @contextmanager
 def tampered(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Iterator[None]:
     """Have the file changed between the look at its size and the reading."""
-    from launcher.storage import files, folder, s3
+    from launcher.storage import folder, s3
 
     @contextmanager
-    def opened(path: Path) -> Iterator[object]:
-        with files.opened(path) as found:
+    def opened(path: Path, still: bool = False) -> Iterator[object]:
+        with files.opened(path, still) as found:
             act()
             yield found
 
