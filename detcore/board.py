@@ -3,10 +3,21 @@
 import io
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
+
+
+class Operation(NamedTuple):
+    """A node of a graph: a name like a path, what it does, the names of those whose output it takes, and the
+    shape of its own."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
 
 
 class Board:
@@ -16,7 +27,7 @@ class Board:
     def __init__(self, folder: Path, fence: int, resumed: int) -> None:
         self.folder, self.fence, self.resumed = folder, fence, resumed
         self._writer: Any = None
-        self._broken = False
+        self.broken = False
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -31,6 +42,21 @@ class Board:
         size = {"height": image.height, "width": image.width, "colorspace": 3}
         shown = Summary.Image(encoded_image_string=file.getvalue(), **size)
         self._add(step, Summary(value=[Summary.Value(tag=tag, image=shown)]))
+
+    def graph(self, operations: Iterable[Operation]) -> None:
+        """Operations and what they take from each other, for TensorBoard's page of graphs."""
+        from tensorboard.compat.proto.attr_value_pb2 import AttrValue
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.graph_pb2 import GraphDef
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.versions_pb2 import VersionDef
+
+        graph = GraphDef(versions=VersionDef(producer=22))
+        for one in operations:
+            node = graph.node.add(name=one.name, op=one.kind, input=one.inputs)
+            shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=side) for side in one.shape])
+            node.attr["_output_shapes"].CopyFrom(AttrValue(list=AttrValue.ListValue(shape=[shape])))
+        self._guard(lambda: self._open().add_event(Event(graph_def=graph.SerializeToString())))
 
     def flush(self) -> None:
         self._guard(lambda: self._writer and self._writer.flush())
@@ -55,10 +81,10 @@ class Board:
         return self._writer
 
     def _guard(self, action: Any) -> None:
-        if self._broken:
+        if self.broken:
             return
         try:
             action()
         except OSError as error:
-            self._broken = True
+            self.broken = True
             print(f"no more TensorBoard events in this attempt: {error}", file=sys.stderr, flush=True)
