@@ -21,7 +21,7 @@ from tests.launcher.test_cli import LAUNCH, launch
 RECIPE = f"""\
 program:
   script: {TOY}
-  args: ["--steps", "160", "--every", "10", "--pace", "0.05", "--wait-at", "30"]
+  args: ["--steps", "90", "--every", "10", "--wait-at", "30", "60"]
 resources: {{gpus: 2, device: cpu}}
 restart: {{backoff: 0.1s, grace: 20s}}
 mirror: {{every: 0.5s}}
@@ -101,7 +101,7 @@ def test_the_verbs_on_a_mirrored_run_in_a_window(
     resumed = launch("resume", url, "--backend", "local", **elsewhere)
     assert resumed.returncode == 0, resumed
     (row,) = json.loads(launch("status", "--json", **elsewhere).stdout)["runs"]
-    assert row["state"] == "finished" and row["step"] == 160
+    assert row["state"] == "finished" and row["step"] == 90
     record = json.loads((tmp_path / "elsewhere" / str(row["id"]) / "run.json").read_text())
     assert (record["workdir"], record["backend"]) == (str(Path.cwd()), "local")
     other = Ownership(server.store(url.removeprefix("s3://runs/")))

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -150,14 +149,12 @@ sys.exit(last)
 
 def test_node_0_is_not_left_waiting_for_one_that_failed(toy: Make, agents: Agents) -> None:
     """Its torchrun waits at the end for all others', inside its store, where it hears no SIGTERM."""
-    run = two_nodes(toy, "", script=LAST_ONE_FAILS, crashes=0, grace=60).start()
+    run = two_nodes(toy, "", script=LAST_ONE_FAILS, crashes=0, grace=300).start()
     agent = agents.start(run.run)
     wait("the workers", lambda: all(run.run.rank_log(1, rank).exists() for rank in range(4)))
     wait("the end of node 0's", lambda: len(processes.of_attempts(run.run.path, node=0)) == 1)
     (run.run.path / "others_are_done").touch()
-    began = time.monotonic()
-    assert run.end() == 1
-    assert time.monotonic() - began < 30, "the grace period is for those who save"
+    assert run.end(120) == 1, "the grace period is for those who save"
     assert run.final["reason"].endswith("rank 3 exited with 1; torchrun on node 1 exited with 1")
     meeting.dismiss(run.run, JOB)
     assert agent.wait(20) == 0
