@@ -1,7 +1,7 @@
 """Boxes on pictures."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -37,3 +37,22 @@ def draw_detections(
         top = max(0.0, y1 - 1.2 * size)
         pen.rectangle(pen.textbbox((x1, top), text, font=font), fill=ink)
         pen.text((x1, top), text, fill=(0, 0, 0), font=font)
+
+
+def bars(title: str, counts: Mapping[str, int], most: int = 100) -> Image.Image:
+    """A histogram with a bar for each name, of the first `most` of them."""
+    rows = list(counts.items())[:most]
+    size, left, width = 14, 180, 720
+    height = round(1.5 * size)
+    picture = Image.new("RGB", (width, (len(rows) + 2) * height), (255, 255, 255))
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    more = f" (the first {most} of {len(counts)})" if len(counts) > most else ""
+    pen.text((8, 4), title + more, fill=(0, 0, 0), font=font)
+    highest = max([1, *(count for _, count in rows)])
+    for number, (name, count) in enumerate(rows):
+        top = round((number + 1.5) * height)
+        pen.text((8, top), name[:24], fill=(0, 0, 0), font=font)
+        end = left + (width - left - 90) * count / highest
+        pen.rectangle((left, top + 2, end, top + size), fill=colour(number))
+        pen.text((end + 8, top), f"{count:,}", fill=(0, 0, 0), font=font)
+    return picture

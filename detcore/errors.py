@@ -5,6 +5,8 @@ DetcoreError
 └── TrainingError     training itself went wrong, and would again (the loss is not finite, ...)
 """
 
+from collections.abc import Sequence
+
 
 class DetcoreError(Exception):
     """A failure told in one sentence: what is wrong, where, what to do."""
@@ -22,3 +24,8 @@ class TrainingError(DetcoreError):
 
 WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What opening a file raises if its path is wrong; any other OSError may have passed at the next attempt."""
+
+
+def listed(words: Sequence[str], most: int = 100) -> str:
+    """Words for a sentence, not more of them than anybody reads."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -28,8 +28,8 @@ from detcore.data.loader import Batch, EvaluationSet, batches
 from detcore.data.transforms import resized
 from detcore.distributed import World, share_statistics
 from detcore.draw import draw_detections, draw_truth
-from detcore.errors import DetcoreError, InputError
-from detcore.loading import Loaded, autocast, listed, load_run
+from detcore.errors import DetcoreError, InputError, listed
+from detcore.loading import Loaded, autocast, load_run
 from detcore.scoring import Result, as_results, coco_eval, stats, table, write_results
 
 BATCH = 8  # images at a time; always as many, so that detections do not depend on the number of ranks

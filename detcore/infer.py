@@ -18,8 +18,8 @@ from detcore.config import Resize
 from detcore.data.loader import collate
 from detcore.data.transforms import read_image, resize
 from detcore.draw import draw_detections
-from detcore.errors import DetcoreError, InputError
-from detcore.loading import Loaded, listed, load_run
+from detcore.errors import DetcoreError, InputError, listed
+from detcore.loading import Loaded, load_run
 from detcore.rundir import write_whole
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}

@@ -1,6 +1,5 @@
 """A trained detector from what people point at: a run folder, a checkpoint in one, or a file of weights."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -71,8 +70,3 @@ def _names(cfg: Train) -> list[str]:
     annotations = cfg.data.path(cfg.data.val.annotations)
     names = list(read_categories(annotations).values()) if annotations.is_file() else []
     return names if len(names) == cfg.model.num_classes else class_names(cfg.model.num_classes)
-
-
-def listed(words: Sequence[str], most: int = 100) -> str:
-    """Words for a sentence, not more of them than anybody reads."""
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -38,7 +38,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
             image = ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise InputError(f"image {path} does not exist") from None
-    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise InputError(f"image {path} cannot be read: {error}") from None
     except OSError as error:
         if error.errno is not None:  # the disk, not the file: it may go better next time
