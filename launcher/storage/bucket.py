@@ -44,7 +44,8 @@ class Bucket:
         self._answers = Answers(name, "the store", settings.endpoint)
         with self._answers.speaking():
             self._access = Access(settings)
-        self.where, self._client = self._access.where, self._access.client
+        self.where, self.endpoint = self._access.where, self._access.url
+        self._client = self._access.client
         self._answers = Answers(name, self.where, settings.endpoint)
         self.account = (self.where, settings)
         self.retried, self.error = self._answers.retried, self._answers.error

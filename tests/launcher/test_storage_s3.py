@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,6 +216,48 @@ def test_credentials_are_looked_at_for_each_request(store: S3Store, monkeypatch:
     store.put_bytes("a", b"1")
     store.get_bytes("a")
     assert len(frozen) == 2
+
+
+CONFIG = """
+[profile plain]
+aws_access_key_id = k
+aws_secret_access_key = s
+[profile full]
+aws_access_key_id = k
+aws_secret_access_key = s
+region = eu-there
+endpoint_url = http://of.the.profile:9000
+s3 =
+    addressing_style = virtual
+"""
+OWN = {"endpoint": "http://of.the.recipe", "region": "eu-here"}
+OF_ENV = {"AWS_ENDPOINT_URL": "http://of.env", "AWS_DEFAULT_REGION": "eu-env"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "env", "base", "region"),
+    [
+        ({"profile": "plain"}, {}, "https://runs.s3.amazonaws.com/", "us-east-1"),
+        ({"profile": "plain"}, OF_ENV, "http://of.env/runs/", "eu-env"),
+        ({"profile": "full"}, {}, "http://runs.of.the.profile:9000/", "eu-there"),
+        ({}, {"AWS_PROFILE": "full"}, "http://runs.of.the.profile:9000/", "eu-there"),
+        ({"profile": "full", "path_style": True}, {}, "http://of.the.profile:9000/runs/", "eu-there"),
+        ({"profile": "full", **OWN, "path_style": True}, OF_ENV, "http://of.the.recipe/runs/", "eu-here"),
+        ({"profile": "plain", **OWN}, {}, "http://of.the.recipe/runs/", "eu-here"),
+        ({"profile": "plain", **OWN, "path_style": False}, {}, "http://runs.of.the.recipe/", "eu-here"),
+    ],
+)
+def test_recipe_environment_and_profile(
+    settings: dict[str, Any], env: dict[str, str], base: str, region: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What the recipe has goes before the environment, and that before the profile."""
+    (tmp_path / "config").write_text(CONFIG)
+    for name, value in {"AWS_CONFIG_FILE": f"{tmp_path}/config", **env}.items():
+        monkeypatch.setenv(name, value)
+    store = open_store("s3://runs/x", StoreSettings(**settings))
+    assert isinstance(store, S3Store) and isinstance(store.bucket.wire, Signed)
+    assert (store.bucket.wire._base, store.bucket.wire._region) == (base, region)
 
 
 def test_over_https_with_an_authority_of_ones_own(

@@ -1,6 +1,5 @@
 """Looks at this machine and at the store, for `launch doctor`: tmux, and which promises the store keeps."""
 
-import os
 import subprocess
 import time
 import urllib.error
@@ -9,10 +8,10 @@ from email.utils import parsedate_to_datetime
 
 from launcher.cli.doctor.findings import Finding, clock
 from launcher.errors import LaunchError, StoreAway
-from launcher.storage import Store, StoreSettings, reach
+from launcher.storage import Store, StoreSettings, open_store, reach
+from launcher.transfer.uploads import bucket_of
 from launcher.workstation import queue
 
-AWS = "https://s3.amazonaws.com"
 PATIENCE = 10.0  # seconds for the store's time of day
 
 
@@ -33,7 +32,7 @@ def store(url: str | None, settings: StoreSettings) -> list[Finding]:
         made = [Finding("store", "bad", error.message, means, error.hint or "Check storage.endpoint.")]
     except LaunchError as error:
         made = [Finding("store", "bad", error.message, "no run can start that mirrors there", error.hint)]
-    return made + (_clock(settings) if url.startswith("s3://") else [])
+    return made + _clock(url, settings)
 
 
 def conditional_writes(found: Store) -> Finding:
@@ -58,14 +57,18 @@ def integrity(found: Store, checksum: str) -> Finding:
     return Finding("integrity", "good", ignored, "each body has an MD5, which is compared with its etag, too")
 
 
-def _clock(settings: StoreSettings) -> list[Finding]:
+def _clock(url: str, settings: StoreSettings) -> list[Finding]:
     """Ours against the store's, by the Date of any answer; its refusal is as good."""
-    env = os.environ.get
-    endpoint = settings.endpoint or env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL") or AWS
+    try:
+        bucket = bucket_of(open_store(url, settings))
+    except LaunchError:
+        bucket = None  # said already
+    if bucket is None:
+        return []
     began = time.time()
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(endpoint, method="HEAD"), timeout=PATIENCE
+            urllib.request.Request(bucket.endpoint, method="HEAD"), timeout=PATIENCE
         ) as answer:
             date = answer.headers["Date"]
     except urllib.error.HTTPError as error:
