@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from launcher.storage import Entry, Store, StoreSettings, reach
 log = logging.getLogger("launch.mirror")
 
 ASIDE = ".tmp-pull-"
+WATCHING = "watching for up to 20 s whether the run's last owner still lives"
 
 
 def pull_run(
@@ -46,7 +48,7 @@ def pull_run(
     owner = read_owner(store)
     if owner is not None:
         if not owner[0].get("ended"):
-            log.info("watching for up to 20 s whether the run's last owner still lives")
+            print(WATCHING, file=sys.stderr, flush=True)
         watch(store, owner[0])
     fresh = not runs_root.exists()
     try:

@@ -261,8 +261,9 @@ def test_no_pickle_comes_from_a_store(stored: tuple[RunDir, FolderStore], tmp_pa
 
 
 def test_a_run_that_is_held_is_not_pulled(
-    stored: tuple[RunDir, FolderStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    stored: tuple[RunDir, FolderStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(ownership, "BEAT", 0.4)
     run, store = stored
     mirror = Mirror(run, store, every=60, keep=5)
@@ -270,6 +271,7 @@ def test_a_run_that_is_held_is_not_pulled(
     mirror.start()
     with pytest.raises(Taken, match="held by attempt 7 on"):
         pull_run(store.url, StoreSettings(), tmp_path / "runs")
+    assert "watching for up to 20 s" in capsys.readouterr().err
     mirror.stop(30)  # its supervisor died without a word
     monkeypatch.setattr(ownership, "PATIENCE", 2.0)
     assert newest(pull_run(store.url, StoreSettings(), tmp_path / "runs")) == Mark(1, 30)
