@@ -16,13 +16,11 @@ from PIL import Image
 
 from detcore.config import Resize
 from detcore.data.loader import collate
-from detcore.data.transforms import read_image, resize
+from detcore.data.transforms import SUFFIXES, read_image, resize
 from detcore.draw import draw_detections
 from detcore.errors import DetcoreError, InputError, listed
 from detcore.loading import Loaded, load_run
 from detcore.rundir import write_whole
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def images_in(paths: list[Path]) -> list[Path]:

@@ -26,6 +26,7 @@ from detcore.data.geometry import (
 )
 from detcore.errors import InputError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of files that are taken for images
 BLACK = (0, 0, 0)
 MEAN = (124, 116, 104)  # ImageNet's, which normalising makes zero
 

@@ -52,3 +52,36 @@ def test_a_bad_file_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     done = convert(tmp_path / "voc", tmp_path / "out")
     assert done.returncode == 1 and "b.xml" in done.stderr and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
+
+
+def test_files_of_voc_itself(tmp_path: Path) -> None:
+    """Pixels from 1, boxes with their last pixel, fractions, difficult objects, parts of objects, no size, a
+    file name that is another's."""
+    make_voc(tmp_path / "voc")
+    parts = "<part><name>head</name><bndbox>" + BOX.format(2, 2, 4, 4) + "</bndbox></part>"
+    whole = OBJECT.format("person", BOX.format(1, 1, 40, 30)).replace("</object>", f"{parts}</object>")
+    hard = OBJECT.format("person", BOX.format("5.5", 6, "5.5", 6)).replace(
+        "<name>person</name>", "<name>person</name><difficult>1</difficult>"
+    )
+    text = (
+        "<annotation><folder>VOC2007</folder><filename>elsewhere.jpg</filename>"
+        f"<source><database>The VOC2007 Database</database></source>{whole}{hard}</annotation>"
+    )
+    (tmp_path / "voc/Annotations/c.xml").write_text(text)
+    done = convert(tmp_path / "voc", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out/annotations/instances_val.json").read_text())
+    assert content["images"] == [{"id": 1, "file_name": "c.jpg", "width": 40, "height": 30}]
+    seen = [(entry["bbox"], entry["area"], entry["iscrowd"]) for entry in content["annotations"]]
+    assert seen == [([0, 0, 40, 30], 1200, 0), ([4.5, 5, 1, 1], 1, 1)]
+    assert [one["name"] for one in content["categories"]] == ["dog", "person"]
+    coco = read_coco(tmp_path / "out/val", tmp_path / "out/annotations/instances_val.json", training=True)
+    assert coco.boxes.tolist() == [[0, 0, 40, 30]], "what is difficult is not trained on"
+
+
+def test_an_image_that_is_not_there(tmp_path: Path) -> None:
+    make_voc(tmp_path / "voc")
+    (tmp_path / "voc/JPEGImages/b.jpg").unlink()
+    done = convert(tmp_path / "voc", tmp_path / "out")
+    assert done.returncode == 1 and "b.xml cannot be used: its image" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["voc"]
