@@ -65,3 +65,23 @@ def test_every_recipe_is_valid() -> None:
 def test_every_verb_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     assert not [name for name in cli.commands if name != "run" and f"launch {name}" not in text]
+
+
+def test_modules_and_their_options_are_there() -> None:
+    for page in PAGES:
+        for line in typed(page, "python -m detcore"):
+            module, *rest = shlex.split(line)[2:]
+            source = ROOT / f"{module.replace('.', '/')}.py"
+            assert source.is_file(), f"{page.name}: `{line}`"
+            unknown = [
+                word for word in rest if word.startswith("--") and f'"{word}"' not in source.read_text()
+            ]
+            assert not unknown, f"{page.name}: `{line}`: no {unknown}"
+
+
+def test_every_module_that_people_run_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    for source in (ROOT / "detcore").rglob("*.py"):
+        if "argparse.ArgumentParser" in source.read_text():
+            module = ".".join(source.relative_to(ROOT).with_suffix("").parts)
+            assert f"-m {module} " in text or f"-m {module}`" in text, module
