@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from tests.launcher.on_slurm import TOY, SlurmRun, cluster, launch, parent, stat
 STEPS, STAY = 60, 30
 LONG = f"--steps {STEPS} --every 20 --wait-at {STAY}"  # whatever is to happen to its first attempt finds it
 MOVES = "--steps 300 --every 20"
+
+
+@pytest.fixture(scope="module")
+def module_lab() -> Iterator[Lab]:
+    with cluster(Settings(kill_wait=10)) as made:  # that much there is to save in, on a busy machine, too
+        yield made
 
 
 @pytest.mark.parametrize("proctrack", ["linuxproc", "pgid"])
@@ -42,7 +49,7 @@ def test_preempted_with_grace(user_signal: bool, proctrack: str, request: pytest
 
 def test_preempted_without_grace() -> None:
     """KillWait is all there is; Slurm requeues the job as well, and only one of the two goes on."""
-    with cluster(Settings(grace=0, kill_wait=6)) as lab:
+    with cluster(Settings(grace=0, kill_wait=12)) as lab:
         run = SlurmRun(lab, LONG)
         run.at(STAY)
         take_all(lab)
