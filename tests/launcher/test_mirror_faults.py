@@ -203,7 +203,7 @@ def test_trouble_that_passes(
     catches_up(mirror, server, run, url)
 
 
-@pytest.mark.parametrize("patience", [1.0, pytest.param(connections.PATIENCE, marks=soak)])
+@pytest.mark.parametrize("patience", [0.5, pytest.param(connections.PATIENCE, marks=soak)])
 @pytest.mark.parametrize("fault", [Fault(silent=True), pytest.param(Fault(trickle=True), marks=soak)])
 def test_a_store_that_does_not_get_on(
     run: RunDir, url: str, server: Weed, proxy: Proxy, fault: Fault, tmp_path: Path, patience: float,
