@@ -1,6 +1,7 @@
 """The promise, with nothing mocked: a run that is preempted, killed, cut off from its store or moved to an
 empty disk ends with the weights, the optimizer state and the metrics of one that was left alone."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import jobs
+from tests.launcher.progress import wait
 from tests.launcher.store_fixture import Weed, weed
 
 
@@ -47,14 +49,14 @@ def test_preempted_twice_and_killed_once(data: Path, store: Weed, undisturbed: P
     jobs.start(data, "--backend", "tmux", env=env)
     run = jobs.only_run(tmp_path / "runs")
 
-    jobs.wait("step 6", jobs.at_step(run, 6))
+    wait("step 6", jobs.at_step(run, 6))
     jobs.launch("preempt", run.name, env=env)
-    jobs.wait("step 14 of the second attempt", jobs.at_step(run, 14, after_attempt=1))
+    wait("step 14 of the second attempt", jobs.at_step(run, 14, after_attempt=1))
     jobs.launch("preempt", run.name[:-2], env=env)
-    jobs.wait("step 23 of the third attempt", jobs.at_step(run, 23, after_attempt=2))
+    wait("step 23 of the third attempt", jobs.at_step(run, 23, after_attempt=2))
     workers = [process for process in jobs.processes_of(run) if "RANK" in process.environ()]
     workers[-1].send_signal(signal.SIGKILL)
-    jobs.wait("the end", lambda: jobs.read(run / "final.json"), 240)
+    wait("the end", lambda: jobs.read(run / "final.json"), 240)
 
     ends = jobs.attempts(run)
     assert [end["state"] for end in ends] == ["preempted", "preempted", "crashed", "finished"]
@@ -66,7 +68,7 @@ def test_preempted_twice_and_killed_once(data: Path, store: Weed, undisturbed: P
     final = jobs.read(run / "final.json")
     assert final["state"] == "finished" and final["lost_steps"] == ends[2]["step"] - starts[3]
     assert_equal_runs(run, undisturbed)
-    jobs.wait("no process of the run", lambda: not jobs.processes_of(run), 20)
+    wait("no process of the run", lambda: not jobs.processes_of(run), 20)
     assert_no_secret_in(run, store)
 
 
@@ -84,14 +86,17 @@ def test_store_dies_and_the_disk_is_lost(data: Path, store: Weed, undisturbed: P
     env = dict(store.env)
     jobs.start(data, "--backend", "tmux", env=env)
     run = jobs.only_run(tmp_path / "runs")
-    jobs.wait("a durable checkpoint", lambda: jobs.read(run / "synced.json").get("step"))
+    wait("a durable checkpoint", lambda: jobs.read(run / "synced.json").get("step"))
     store.kill()
     jobs.launch(
         "preempt", run.name, env=env
     )  # saved, and nowhere to send it; the next attempt starts all the same
-    jobs.wait("status to tell", lambda: "does not answer" in jobs.launch("status", run.name, env=env).stdout)
-    store.start()
-    jobs.wait("the mirror to catch up", lambda: not jobs.read(run / "synced.json").get("away_since"))
+    wait("the second attempt", jobs.at_step(run, 1, after_attempt=1))
+    with standing_still(run):
+        said = lambda: jobs.launch("status", run.name, env=env).stdout  # noqa: E731
+        wait("status to tell", lambda: "does not answer" in said())
+        store.start()
+        wait("the mirror to catch up", lambda: not jobs.read(run / "synced.json").get("away_since"))
     jobs.launch("stop", run.name, env=env, check=False)
     assert not jobs.processes_of(run)
     final = jobs.read(run / "final.json")
@@ -103,16 +108,29 @@ def test_store_dies_and_the_disk_is_lost(data: Path, store: Weed, undisturbed: P
     assert final["state"] == "stopped", "the run finished before it could be stopped: raise STEPS"
     jobs.launch("resume", url, "--backend", "local", env=env | {"LAUNCH_RUNS": str(elsewhere)})
     assert_equal_runs(jobs.only_run(elsewhere), undisturbed)
-    jobs.wait("no process of the run", lambda: not jobs.processes_of(run), 20)
+    wait("no process of the run", lambda: not jobs.processes_of(run), 20)
+
+
+@contextlib.contextmanager
+def standing_still(run: Path) -> Iterator[None]:
+    """Its ranks do no step, so that it cannot be over before what is looked for is seen."""
+    ranks = [process for process in jobs.processes_of(run) if "RANK" in process.environ()]
+    for rank in ranks:
+        rank.suspend()
+    try:
+        yield
+    finally:
+        for rank in ranks:
+            rank.resume()
 
 
 def test_supervisor_killed(data: Path, undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL to the supervisor: its guard lets the workers save, and the run comes back by itself."""
     jobs.start(data, "--backend", "tmux")
     run = jobs.only_run(tmp_path / "runs")
-    jobs.wait("step 8", jobs.at_step(run, 8))
+    wait("step 8", jobs.at_step(run, 8))
     first = jobs.processes_of(run)
     os.kill(int(str(jobs.read(run / "lease.json")["pid"])), signal.SIGKILL)
-    jobs.wait("the end", lambda: jobs.read(run / "final.json"), 240)
+    wait("the end", lambda: jobs.read(run / "final.json"), 240)
     assert_equal_runs(run, undisturbed)
     assert not [process for process in first if process.is_running() and "RANK" in process.environ()]

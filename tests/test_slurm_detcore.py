@@ -11,8 +11,9 @@ from launcher.rundir import read_jsonl
 from tests import jobs
 from tests.lab import Settings
 from tests.launcher.on_slurm import cluster
+from tests.launcher.progress import wait
 
-STEPS, STOP = 16, 4
+STEPS, STOP = 24, 4
 # A line for every step; statistics over the whole batch, so that the number of workers changes no more than
 # the order of sums; steps so small that such a difference never makes another anchor the best one. Then the
 # loss of a step tells which images it saw.
@@ -29,10 +30,10 @@ def test_half_the_workers_go_on_with_the_same_batches(tmp_path: Path) -> None:
     with cluster(Settings()):
         jobs.start(data, *TOLD, "--backend", "slurm")
         run = jobs.only_run(tmp_path / "runs")
-        jobs.wait(f"step {STOP}", jobs.at_step(run, STOP))
+        wait(f"step {STOP}", jobs.at_step(run, STOP))
         jobs.launch("stop", run.name)
     jobs.launch("resume", run.name, "--backend", "tmux", "--gpus", "2")
-    jobs.wait("the end", lambda: jobs.read(run / "final.json").get("state") == "finished")
+    wait("the end", lambda: jobs.read(run / "final.json").get("state") == "finished")
 
     ends, starts = jobs.attempts(run), jobs.attempts(run, "start")
     assert [(start["backend"], start["gpus"]) for start in starts] == [("slurm", 4), ("tmux", 2)]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests import jobs
+from tests.launcher.progress import wait
 from tests.launcher.store_fixture import Weed, weed
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -72,7 +73,7 @@ def lose_power(run: Path, store: Weed) -> None:
 def store_away(run: Path, store: Weed) -> None:
     store.kill()
     step = int(str(jobs.read(run / "heartbeat.json")["step"] or 0))
-    jobs.wait("more steps without a store", jobs.at_step(run, step + EVERY))
+    wait("more steps without a store", jobs.at_step(run, step + EVERY))
     store.start()
 
 
@@ -93,7 +94,7 @@ def test_chaos(seed: int, tmp_path: Path) -> None:
         jobs.start(data, *LONGER, "--backend", "tmux", env=store.env)
         run = jobs.only_run(tmp_path / "runs")
         happened = Counter(disturb(run, store))
-        jobs.wait("the end", lambda: jobs.read(run / "final.json"), 600)
+        wait("the end", lambda: jobs.read(run / "final.json"), 600)
         final, states = jobs.read(run / "final.json"), Counter(end["state"] for end in jobs.attempts(run))
         print(f"\nseed {seed}: {happened.total()} events {dict(happened)}")
         print(f"{final['state']} in {final['attempts']} attempts {dict(states)}; {final['reason']}")
@@ -103,7 +104,7 @@ def test_chaos(seed: int, tmp_path: Path) -> None:
         jobs.assert_same(jobs.final_state(run), jobs.final_state(undisturbed))
         assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
         assert final["synced"]["step"] == final["step"], "all is in the store"
-        jobs.wait("no process of the run", lambda: not jobs.processes_of(run), 30)
+        wait("no process of the run", lambda: not jobs.processes_of(run), 30)
 
 
 def disturb(run: Path, store: Weed) -> Iterable[str]:
@@ -113,7 +114,7 @@ def disturb(run: Path, store: Weed) -> Iterable[str]:
     for _ in range(EVENTS):
         attempt, step = (jobs.read(run / "heartbeat.json")[key] for key in ("fence", "step"))
         target = (step or 0) + random.randint(1, 2 * EVERY)  # type: ignore[operator]
-        jobs.wait(f"step {target} after attempt {attempt}", jobs.at_step(run, target), 300)
+        wait(f"step {target} after attempt {attempt}", jobs.at_step(run, target), 300)
         event = random.choice(CHAOS)
         with contextlib.suppress(*GONE):  # it hit a moment between two attempts
             event(run, store)

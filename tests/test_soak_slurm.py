@@ -167,12 +167,10 @@ def test_two_nodes_of_four_end_as_one_of_eight(tmp_path: Path) -> None:
     with cluster(Settings()) as lab:
         jobs.start(data, *told, "--nodes", "2", "--backend", "slurm")
         run = jobs.only_run(tmp_path / "runs")
-        jobs.wait("step 8", jobs.at_step(run, 8))
+        wait("step 8", jobs.at_step(run, 8))
         take_all(lab)
-        jobs.wait("the end", lambda: jobs.read(run / "final.json"), 300)
-        jobs.wait(
-            "no job and no process", lambda: not lab.call("squeue", "-h") and not jobs.processes_of(run)
-        )
+        wait("the end", lambda: jobs.read(run / "final.json"), 300)
+        wait("no job and no process", lambda: not lab.call("squeue", "-h") and not jobs.processes_of(run))
     ends, one = jobs.attempts(run), jobs.only_run(calm)
     assert [end["state"] for end in ends] == ["preempted", "finished"], ends
     assert ends[0]["saved"] and ends[1]["resumed"] == ends[0]["step"]

@@ -12,8 +12,9 @@ from launcher.cli import submit
 from launcher.rundir import RunDir, all_runs, new_run_id, write_json
 from launcher.supervisor import control, meeting
 from tests import jobs
+from tests.launcher.progress import wait
 
-STEPS = 16
+STEPS = 24
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_two_nodes_end_as_one_does(
 
     job = meeting.job_name("here", 0)
     processes += [start("guard", two), start("node", two, "--node", "1", "--job", job)]
-    jobs.wait("step 6", jobs.at_step(two.path, 6))
+    wait("step 6", jobs.at_step(two.path, 6))
     control.preempt(two)
     assert processes[1].wait(120) == 0, two.run_log.read_text()
     meeting.dismiss(two, job)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from launcher.rundir import RunDir, read_json
 
 
-def wait(what: str, check: Callable[[], object], seconds: float = 90) -> None:
+def wait(what: str, check: Callable[[], object], seconds: float = 120) -> None:
     """Poll until `check()` is true; the deadline is generous, machines are slow at times."""
     deadline = time.monotonic() + seconds
     while not check():
