@@ -4,7 +4,8 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
@@ -51,11 +52,22 @@ class Source:
         """The hash of the first `end` bytes, to be gone on with."""
         return self.hashed("sha256", end)
 
-    def hashed(self, kind: str, end: int | None = None) -> "hashlib._Hash":
+    def hashed(self, kind: str, end: int | None = None, start: int = 0) -> "hashlib._Hash":
         seen = hashlib.new(kind, usedforsecurity=False)
-        for chunk in self.chunks(0, end):
+        for chunk in self.chunks(start, end):
             seen.update(chunk)
         return seen
+
+    def hashes(self, pieces: Sequence[tuple[int, int]]) -> tuple[str, list[str]]:
+        """SHA-256 of the whole and of each piece (start and size), both at once: where all of it is hashed
+        before the first byte is sent, another core has nothing else to do."""
+
+        def each() -> list[str]:
+            return [self.hashed("sha256", start + size, start).hexdigest() for start, size in pieces]
+
+        with ThreadPoolExecutor(1) as beside:
+            parts = beside.submit(each)
+            return self.sha256().hexdigest(), parts.result()
 
 
 def _print(info: os.stat_result) -> tuple[int, ...]:

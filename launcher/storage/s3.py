@@ -79,9 +79,8 @@ class S3Store(Store):
                 seen.update(chunk)
             copies = self._copies(name, {"Bucket": self.bucket.name, "Key": name}, base.size, base.etag)
             rest = spans(base.size, source.size, parts=MAX_PARTS - len(copies))
-            sends = [partial(self._send_part, name, source, span) for span in rest]
-            steps: Steps = [*copies, *sends]
-            return self._put_parts(name, source, seen.hexdigest(), steps, condition, growing=True)
+            sends = [partial(self._send_part, name, source, span, "") for span in rest]
+            return self._put_parts(name, source, seen.hexdigest(), [*copies, *sends], condition, growing=True)
 
     def put_bytes(
         self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None
@@ -180,8 +179,10 @@ class S3Store(Store):
 
     def _put(self, name: str, source: Source, condition: Condition, growing: bool) -> Version:
         if source.size > PART:
-            steps = [partial(self._send_part, name, source, span) for span in spans(0, source.size)]
-            return self._put_parts(name, source, source.sha256().hexdigest(), steps, condition, growing)
+            pieces = spans(0, source.size)
+            sha256, each = source.hashes(pieces)
+            steps = [partial(self._send_part, name, source, *one) for one in zip(pieces, each, strict=True)]
+            return self._put_parts(name, source, sha256, steps, condition, growing)
         with self.bucket.pool.room(source.size):
             body = source.read(source.size)
             if source.changed() and not growing:
@@ -199,10 +200,13 @@ class S3Store(Store):
         metadata = {**_marks(source), "sha256": sha256}
         return Version(source.size, self.bucket.assemble(name, metadata, steps, condition, settled))
 
-    def _send_part(self, name: str, source: Source, span: Span, upload: dict[str, Any]) -> str:
+    def _send_part(self, name: str, source: Source, span: Span, sha256: str, upload: dict[str, Any]) -> str:
+        """`sha256`: of the part, if it is known."""
         with self.bucket.pool.room(span.size):
             body = source.read(span.size, span.start)
-            return self.bucket.send("upload_part", name, body, hashlib.sha256(body).hexdigest(), **upload)
+            if not sha256 or source.changed():  # then it is another, and _put_parts sees whether that matters
+                sha256 = hashlib.sha256(body).hexdigest()
+            return self.bucket.send("upload_part", name, body, sha256, **upload)
 
     def _copies(self, name: str, place: dict[str, str], size: int, etag: str) -> Steps:
         """Steps that copy an object inside the store, as long as it has this etag."""
