@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from detcore.errors import InputError
 from detcore.rundir import SCHEMA, RunDir, write_json, write_whole
 
 MANIFEST = "manifest.json"
@@ -31,10 +33,18 @@ class Checkpoint(NamedTuple):
     path: Path
 
     def model(self) -> dict[str, Any]:
-        return torch.load(self.path / "model.pth", map_location="cpu", weights_only=True)
+        """Raises InputError, as `training` does, if there is more in the file than data."""
+        return self._load("model.pth")
 
     def training(self) -> dict[str, Any]:
-        return torch.load(self.path / "train.pth", map_location="cpu", weights_only=True)
+        return self._load("train.pth")
+
+    def _load(self, name: str) -> dict[str, Any]:
+        try:
+            return torch.load(self.path / name, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            why = "it holds more than tensors and plain values, and code is not run from there"
+            raise InputError(f"checkpoint {self.path}: {name} is not loaded: {why}") from None
 
 
 class _Hashed:
