@@ -18,7 +18,7 @@ STEPS, STOP = 24, 4
 # the order of sums; steps so small that such a difference never makes another anchor the best one. Then the
 # loss of a step tells which images it saw.
 TOLD = ["train.model.norm=sync_bn", "train.model.backbone.norm=sync_bn", "train.data.workers=0"]
-TOLD += ["train.log_every=1", f"train.schedule.iterations={STEPS}", "train.schedule.optimizer.lr=1e-4"]
+TOLD += ["train.log_every=1", f"train.schedule.iterations={STEPS}", "train.schedule.optimizer.lr=1e-5"]
 ROUNDING = 1e-4  # of the loss
 
 
