@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> Train:
     if "extends" in document:
         cure = f"`launch {path} --freeze` prints it with everything filled in"
         raise InputError(f"{path}: extends other recipes, and only a frozen one can be run; {cure}")
-    return _train(path, document)
+    return train_section(path, document)
 
 
 def read_unfrozen(path: Path) -> Train:
@@ -72,7 +72,7 @@ def read_unfrozen(path: Path) -> Train:
         if done.returncode:
             raise InputError(done.stderr.strip().removeprefix("launch: "))
         document = yaml.load(done.stdout, RecipeLoader)
-    return _train(path, document)
+    return train_section(path, document)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def _document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _train(path: Path, document: dict[str, Any]) -> Train:
+def train_section(path: Path, document: dict[str, Any]) -> Train:
+    """That of a document that was in the file at `path`. Raises InputError."""
     if not isinstance(document.get("train"), dict):
         raise InputError(f"{path}: has no `train` section")
     try:

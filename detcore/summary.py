@@ -22,6 +22,8 @@ PHOTOGRAPH = (640, 480)  # what most of COCO's images are
 
 def padded(size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of a batch that an image of `size` is in."""
+    if size[0] == size[1]:
+        return size
     width, height = (-(-side // STRIDE) * STRIDE for side in size)
     return width, height
 

@@ -28,7 +28,7 @@ DETCORE = [
     {"saving"},
     {"writer"},
     {"recorder"},
-    {"learner", "evaluate", "infer"},
+    {"learner", "evaluate", "infer", "convert"},
     {"loading", "schedule"},
     {"data", "models"},
     {"config", "recipe", "check"},

@@ -20,7 +20,7 @@ from detcore.data.transforms import Boxes, Labels, Pixels, augment, read_image, 
 from detcore.errors import InputError
 from detcore.ops.targets import Targets
 
-STRIDE = 32  # batches are padded to multiples of it
+STRIDE = 32  # batches are padded to multiples of it, unless their images are squares of one size
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -78,7 +78,9 @@ def collate(items: list[Item | InputError]) -> Batch | InputError:
             return item
         good.append(item)
     sizes = [pixels.shape[:2] for pixels, *_ in good]
-    height, width = (-(-max(side) // STRIDE) * STRIDE for side in zip(*sizes, strict=True))
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    if height != width or len(set(sizes)) > 1:  # an SSD's images have exactly the size that it is made for
+        height, width = (-(-side // STRIDE) * STRIDE for side in (height, width))
     canvas = np.zeros((len(good), height, width, 3), np.uint8)
     objects = max(1, *(len(labels) for _, _, labels, _ in good))
     targets = Targets(torch.zeros(len(good), objects, 4), torch.full((len(good), objects), -1))

@@ -16,6 +16,7 @@ from detcore.ops.corners import (
     CornerMaps,
     Pairs,
     at_cells,
+    both_views,
     bottom_pool,
     corner_targets,
     focal_loss,
@@ -27,7 +28,7 @@ from detcore.ops.corners import (
 )
 from detcore.ops.losses import mean_over_ranks
 from detcore.ops.nms import soft_nms
-from detcore.ops.targets import Detections, Targets, compact, pick
+from detcore.ops.targets import Candidates, Detections, Targets, compact, pick
 
 PRIOR_BIAS = -2.19  # of heat maps: the first predictions are sigmoid(-2.19) = 0.1
 
@@ -162,20 +163,20 @@ class CornerNet(nn.Module):
         """On canvases of `shape` (height, width), which is a pixel less than the backbone's divisor asks for:
         the reference's `size | 127`."""
         canvas, border = centered(images, sizes, shape)
-        x = self.normalize(canvas, sizes.new_tensor(shape).expand_as(sizes))
-        if self.flip:
-            x = torch.cat([x, x.flip(-1)])
-        pairs = self.decode(self.predict(self.backbone(x), -1))
-        boxes, scores, labels = pairs.boxes, pairs.scores, pairs.labels
-        if self.flip:  # the two views' pairs side by side
-            scores, labels = (torch.cat(views.chunk(2), dim=1) for views in (scores, labels))
-            straight, mirrored = boxes.chunk(2)
-            x1, y1, x2, y2 = mirrored.unbind(-1)
-            boxes = torch.cat([straight, torch.stack([shape[1] - x2, y1, shape[1] - x1, y2], dim=-1)], dim=1)
+        boxes, scores, labels = self.candidates(canvas, sizes.new_tensor(shape).expand_as(sizes))
         boxes = clip(boxes - border.repeat(1, 2)[:, None], sizes)
         best, scores = soft_nms(boxes, scores, labels, self.max_detections, self.sigma)
         real = scores >= 0
         return compact(Detections(pick(boxes, best), scores, pick(labels, best), real.sum(1)), real)
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor, sizes: Tensor) -> Candidates:
+        """The pairs that soft NMS sees, of canvases as in `detect_alike`. A score of -1: no pair."""
+        x = self.normalize(images, sizes)
+        if self.flip:
+            x = torch.cat([x, x.flip(-1)])
+        pairs = self.decode(self.predict(self.backbone(x), -1))
+        return Candidates(*(both_views(pairs, images.shape[-1]) if self.flip else pairs)[:3])
 
     def predict(self, features: Sequence[Tensor], stack: int) -> Corners:
         """What the heads of a stack say of its feature."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detcore.backbones.layers import Normalize
 from detcore.models.heads import DenseHead, Predictions
 from detcore.ops.select import inside, select
-from detcore.ops.targets import Detections, Targets
+from detcore.ops.targets import Candidates, Detections, Targets
 
 
 class DenseDetector(nn.Module):
@@ -50,6 +50,16 @@ class DenseDetector(nn.Module):
         """Detections inside the true image, in pixels of `images`."""
         found = self.select(self.head(self.features(images, sizes)), sizes)
         return found if self.clip_first else inside(found, sizes)
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor, sizes: Tensor) -> Candidates:
+        """What `detect` chooses from, with final scores; it compares those without centerness with
+        `score`."""
+        predictions = self.head(self.features(images, sizes))
+        scores, quality = self.scores(predictions)
+        return Candidates(
+            self.decode(predictions), scores if quality is None else scores * quality[..., None]
+        )
 
     def features(self, images: Tensor, sizes: Tensor) -> Sequence[Tensor]:
         """Bytes to the levels of the pyramid."""

@@ -17,7 +17,7 @@ from detcore.ops.losses import giou_loss, mean_over_ranks
 from detcore.ops.matching import learned
 from detcore.ops.matching.uniform import Matches, uniform_match
 from detcore.ops.select import inside, select
-from detcore.ops.targets import Detections, Targets, pick
+from detcore.ops.targets import Candidates, Detections, Targets, pick
 
 MAX_LOGIT = math.log(1e8)
 
@@ -144,6 +144,12 @@ class YOLOF(nn.Module):
         detectron2: clipping first changes which boxes are kept."""
         logits, deltas = self.predict(self.features(images, sizes))
         return inside(self.select(logits, self.decode(deltas)), sizes)
+
+    @torch.no_grad()
+    def candidates(self, images: Tensor, sizes: Tensor) -> Candidates:
+        """What `detect` chooses from."""
+        logits, deltas = self.predict(self.features(images, sizes))
+        return Candidates(self.decode(deltas), self._rows(logits).sigmoid())
 
     def features(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Bytes to C5 (N, C, H / stride, W / stride)."""

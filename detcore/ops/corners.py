@@ -194,6 +194,15 @@ def pair_corners(
     )
 
 
+def both_views(pairs: Pairs, width: int) -> Pairs:
+    """Pairs of N images `width` pixels wide, then of their mirror images -> side by side, (N, 2 D)."""
+    views = Pairs(*(part.unflatten(0, (2, -1)) for part in pairs))
+    x1, y1, x2, y2 = views.boxes[1].unbind(-1)
+    back = torch.stack([width - x2, y1, width - x1, y2], dim=-1)
+    views = views._replace(boxes=torch.stack([views.boxes[0], back]))
+    return Pairs(*(part.transpose(0, 1).flatten(1, 2) for part in views))
+
+
 class _Peaks(NamedTuple):
     """score, label, tag (N, P), place (N, P, 2) as (x, y) in cells."""
 

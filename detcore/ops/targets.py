@@ -38,6 +38,18 @@ class Detections(NamedTuple):
     count: Tensor
 
 
+class Candidates(NamedTuple):
+    """All that a network says of a batch, before the best of it is chosen.
+
+    boxes   (N, R, 4) float32, x1 y1 x2 y2 in pixels of the images, not clipped
+    scores  (N, R, K) float32, or (N, R) where `labels` (N, R) int64 says which class they are of
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor | None = None
+
+
 def pick(values: Tensor, index: Tensor) -> Tensor:
     """values (N, S) or (N, S, D), index (N, E) -> (N, E) or (N, E, D); zeros if there is nothing, S = 0."""
     if values.shape[1] == 0:

@@ -21,6 +21,7 @@ from pathlib import Path
 from detcore.weights import WeightsError
 from detcore.weights.catalogue import CATALOGUE
 
+MODEL = "model.json"  # of TensorFlow.js; its shards are beside it
 CHUNK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
 
@@ -44,7 +45,8 @@ def problem(spec: str) -> str | None:
 def locate(spec: str) -> Path:
     """The file that `spec` means, fetched if need be, verified if its name carries a hash.
 
-    spec: a name in the catalogue, https:// or s3:// address, `package:DISTRIBUTION/FILE`, or a path.
+    spec: a name in the catalogue, https:// or s3:// address, `package:DISTRIBUTION/FILE`, or a path: of a
+    file, or of a folder with a model of TensorFlow.js.
     """
     if spec in CATALOGUE:
         source = CATALOGUE[spec]
@@ -66,6 +68,8 @@ def locate(spec: str) -> Path:
             )
         return _verify(found)
     path = Path(spec).expanduser()
+    if path.is_dir() and (path / MODEL).is_file():
+        path = path / MODEL
     if not path.is_file():
         known = "" if path.suffix else f" and no name in the catalogue ({', '.join(CATALOGUE)})"
         raise WeightsError(f"weights {spec}: there is no such file{known}")

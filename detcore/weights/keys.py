@@ -152,6 +152,18 @@ _HRNET: tuple[Rule, ...] = (
     (r"\.downsample\.([01])\.", lambda m: f".shortcut.{_PARTS[int(m[1])]}."),
 )  # fmt: skip
 
+# mmdetection's YOLOF.
+_MMDET_YOLOF: tuple[Rule, ...] = (
+    (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'torchvision_resnet')}"),
+    (r"^neck\.(lateral|fpn)_(conv|norm)\.", r"encoder.\1.\2."),
+    (r"^neck\.dilated_encoder_blocks\.", "encoder.blocks."),
+    (r"^bbox_head\.cls_subnet\.", "decoder.cls_tower."),
+    (r"^bbox_head\.bbox_subnet\.", "decoder.reg_tower."),
+    (r"^bbox_head\.object_pred\.", "decoder.objectness."),
+    (r"^bbox_head\.", "decoder."),
+    (r"^((?:encoder|decoder)\..+)\.bn\.", r"\1.norm."),
+)
+
 # mmdetection's SSDLite.
 _MMDET_SSDLITE: tuple[Rule, ...] = (
     (r"^backbone\.(.+)$", lambda m: f"backbone.{rename(m[1], 'mmdet_mobilenetv2')}"),
@@ -198,6 +210,7 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "detectron2_fcos": _DETECTRON2_FCOS,
     "mmdet_dense": _MMDET_DENSE,
     "mmdet_dense_hrnet": _MMDET_DENSE_HRNET,
+    "mmdet_yolof": _MMDET_YOLOF,
     "mmdet_ssdlite": _MMDET_SSDLITE,
     "tensorflow_mobilenetv2": tensorflow.MOBILENETV2,
     "tensorflow_ssdlite": tensorflow.SSDLITE,
@@ -215,4 +228,14 @@ def rename(name: str, table: str) -> str:
 def best_table(names: Iterable[str], ours: set[str]) -> str:
     """The table under which most of `names` become names of ours."""
     names = list(names)
-    return max(TABLES, key=lambda table: sum(rename(name, table) in ours for name in names))
+    return max(TABLES, key=lambda table: _known(names, table, ours))
+
+
+def matches(names: Iterable[str], ours: set[str]) -> int:
+    """How many that are."""
+    names = list(names)
+    return max(_known(names, table, ours) for table in TABLES)
+
+
+def _known(names: Iterable[str], table: str, ours: set[str]) -> int:
+    return sum(rename(name, table) in ours for name in names)

@@ -17,9 +17,6 @@ from detcore.weights.keys import best_table, rename
 from detcore.weights.reading import read_state
 
 
-STATISTICS = (".running_mean", ".running_var")
-
-
 class Report(NamedTuple):
     """table: whose names the file has; loaded: how many tensors each part took; implied: how many of them the
     file leaves out, since they follow from others; unused: the others' names."""
@@ -71,7 +68,7 @@ def fit(module: nn.Module, spec: str, state: Mapping[str, Tensor]) -> Report:
 
     missing = [name for name in ours if name not in renamed]
     if missing:
-        folded = all(name.endswith(STATISTICS) for name in missing)
+        folded = all(".norm." in name for name in missing)
         raise WeightsError(
             f"weights {spec}: {len(missing)} of {len(ours)} tensors are not in the file (read with {table} "
             f"names): {_some(missing)}; "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detcore.weights import WeightsError
+from detcore.weights.tfjs import read_tfjs
 
 # Where other projects put the state dict inside their checkpoints.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs")
@@ -39,7 +40,15 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth (state dict, or a checkpoint that wraps one) or of a detectron2 .pkl."""
+    """The tensors of a .pth (state dict, or a checkpoint that wraps one), of a detectron2 .pkl, or of
+    TensorFlow.js's model.json and its shards."""
+    return tensors_of(read_content(path), path)
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """All that is in such a file."""
+    if path.suffix == ".json":
+        return read_tfjs(path)
     try:
         if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
             with path.open("rb") as file:
@@ -56,6 +65,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         TypeError,
     ) as error:
         raise WeightsError(f"weights {path}: this cannot be read as weights: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"weights {path}: it holds a {type(content).__name__}, not named tensors")
+    return content
+
+
+def tensors_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors among what `read_content` found in `path`."""
     while isinstance(content, dict) and (inner := next((w for w in WRAPPERS if w in content), None)):
         content = content[inner]
     if not isinstance(content, dict):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from detcore.weights import WeightsError
 
-MODEL = "model.json"
 DTYPES = {
     "float32": np.dtype("<f4"),
     "int32": np.dtype("<i4"),

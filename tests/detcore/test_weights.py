@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from fixture_files import Fixture
-from torch import Tensor
+from torch import Tensor, nn
 
 from detcore.backbones import build_backbone
+from detcore.backbones.layers import ConvNorm
 from detcore.backbones.mobilenetv2 import MobileNetV2
 from detcore.backbones.resnet import ResNet
 from detcore.config.models import Backbone
@@ -170,6 +171,41 @@ def test_the_official_yolof_checkpoint_has_our_names() -> None:
     ours = {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
     assert best_table([*theirs, "pixel_mean", "anchor_generator.cell_anchors.0"], ours) == "yolof"
     assert {rename(key, "yolof") for key in theirs} == ours
+
+
+def test_yolof_of_mmdetection_loads(tmp_path: Path) -> None:
+    """Its names, from what is known of its make: a bias where no norm follows, and of the projections."""
+    section = {"name": "yolof", "num_classes": 2, "backbone": {"name": "resnet50", "width": 0.0625}}
+    model = build_model(model_section(section | {"encoder": {"channels": 16, "mid_channels": 4}}))
+    names = [f"backbone.{name}" for name in torchvision_names(50)]
+    for part in ("lateral", "fpn"):
+        names += [f"neck.{part}_conv.weight", f"neck.{part}_conv.bias", *norm_names(f"neck.{part}_norm")]
+    layers = [f"neck.dilated_encoder_blocks.{i}.conv{j}" for i in range(4) for j in (1, 2, 3)]
+    layers += [f"bbox_head.cls_subnet.{i}" for i in range(2)] + [
+        f"bbox_head.bbox_subnet.{i}" for i in range(4)
+    ]
+    for layer in layers:
+        names += [f"{layer}.conv.weight", *norm_names(f"{layer}.bn")]
+    for layer in ("cls_score", "bbox_pred", "object_pred"):
+        names += [f"bbox_head.{layer}.weight", f"bbox_head.{layer}.bias"]
+    ours = model.state_dict()
+    state = {name: ours[rename(name, "mmdet_yolof")] + 1 for name in names}
+    torch.save({"state_dict": state}, tmp_path / "yolof.pth")
+    report = load(model, str(tmp_path / "yolof.pth"))
+    assert report.table == "mmdet_yolof" and report.implied == len(layers) and report.unused == ()
+    assert not any(layer.conv.bias.any() for layer in model.decoder.reg_tower)
+
+
+def test_a_bias_before_a_norm_moves_into_its_mean(tmp_path: Path) -> None:
+    layers = [nn.Sequential(ConvNorm(3, 4, 3, norm="bn", bias=bias)).eval() for bias in (False, True)]
+    ours, theirs = layers
+    for values in theirs.state_dict().values():
+        if values.is_floating_point():
+            values.uniform_(0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "biased.pth")
+    assert load(ours, str(tmp_path / "biased.pth")).unused == ()
+    x = torch.rand(1, 3, 5, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize(
