@@ -29,6 +29,7 @@ from launcher.storage import Store, StoreSettings, connections, open_store
 from tests.launcher.conftest import Toy
 from tests.launcher.faults import (
     BIG,
+    NO_HANG,
     always,
     may_only_read,
     of,
@@ -226,7 +227,7 @@ def test_a_store_that_does_not_get_on(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(NO_HANG if patience > 1 else 240)
     assert ended["pass"] is False and "does not answer" in said(run)
     assert "does not answer" in str(ended["pull"]) and not (tmp_path / "pulled").exists()
     proxy.rule = lambda request: None
