@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,16 +73,15 @@ class _Hashed:
         pass
 
 
-def _write(path: Path, content: Any, progress: Progress) -> dict[str, Any]:
-    """`content` by torch.save, fsynced -> the manifest's entry. Raises OSError."""
+def _write(path: Path, content: Any, progress: Progress) -> tuple[dict[str, Any], int]:
+    """`content` by torch.save -> the manifest's entry, and the open file, to be fsynced. Raises OSError."""
     file = _Hashed(path, progress)
     with file.file:
         torch.save(content, file)
         if file.error is not None:
             raise file.error
         file.file.flush()
-        os.fsync(file.file.fileno())
-    return {"size": file.size, "sha256": file.sha.hexdigest()}
+        return {"size": file.size, "sha256": file.sha.hexdigest()}, os.dup(file.file.fileno())
 
 
 def save(
@@ -96,16 +96,22 @@ def save(
     target = run.checkpoints / f"step-{step:08d}-fence-{run.fence}"
     try:
         files = {"train.pth": training, "model.pth": model}
-        entries = {name: _write(aside / name, content, progress) for name, content in files.items()}
+        entries, synced = {}, []
+        with ThreadPoolExecutor(1) as beside:  # one file gets to the disk while the next is hashed
+            for name, content in files.items():
+                entries[name], handle = _write(aside / name, content, progress)
+                synced.append(beside.submit(_sync, handle))
+        for ended in synced:
+            ended.result()
         manifest = {"schema": SCHEMA, "step": step, "fence": run.fence}
         manifest |= {"recipe_hash": run.recipe_hash, "git_commit": run.git_commit, "files": entries}
         write_whole(aside / MANIFEST, json.dumps(manifest).encode())
         aside.chmod(0o755)
-        _sync(aside)
+        _sync(os.open(aside, os.O_RDONLY))
         if target.exists():  # of this very attempt's number, so it is ours, and was found to be broken
             _delete(target)
         aside.rename(target)
-        _sync(run.checkpoints)
+        _sync(os.open(run.checkpoints, os.O_RDONLY))
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -144,8 +150,8 @@ def kept(found: Iterable[Checkpoint], keep: int, keep_every: int | None) -> set[
     return {*newest_first[:keep], *first.values()}
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(handle: int) -> None:
+    """fsync what is open, and close it."""
     try:
         os.fsync(handle)
     finally:

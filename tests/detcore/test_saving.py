@@ -133,7 +133,7 @@ def test_the_next_one_waits_or_is_skipped_and_says_so(
 
 def test_killed_while_writing(tmp_path: Path) -> None:
     """The older one stays the newest that is whole, and nothing of the other stays."""
-    dying = subprocess.run([sys.executable, __file__, tmp_path / "run"])
+    dying = subprocess.run([sys.executable, "-m", "tests.detcore.test_saving", tmp_path / "run"])
     assert dying.returncode == -signal.SIGKILL
     folder, said = tmp_path / "run/checkpoints", []
     assert [path.name for path in folder.glob(".tmp-*/*.pth")] == ["train.pth"]
