@@ -14,6 +14,7 @@ from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
 from launcher.errors import StoreError
+from launcher.storage import credentials
 from launcher.storage.base import StoreSettings
 from launcher.storage.connections import CONNECT_WITHIN, SILENCE, Connections
 from launcher.storage.wire import Boto, Wire, route, signed
@@ -24,6 +25,7 @@ class Access:
 
     def __init__(self, settings: StoreSettings) -> None:
         core = botocore.session.Session(profile=settings.profile)
+        credentials.follow(core)
         # Left out, each is as environment and profile have it; and a store that is not AWS has path style.
         style = {True: {"addressing_style": "path"}, False: {"addressing_style": "virtual"}, None: None}
         config = Config(

@@ -218,6 +218,31 @@ def test_credentials_are_looked_at_for_each_request(store: S3Store, monkeypatch:
     assert len(frozen) == 2
 
 
+def test_credentials_that_are_rewritten_in_their_file(
+    server: Weed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both for boto3's requests and for ours; a file that is torn for a moment changes nothing."""
+    server.use(monkeypatch)
+    path, good = tmp_path / "credentials", (server.folder / "credentials").read_text()
+    path.write_text(good)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    store = open_store(f"s3://runs/{tmp_path.name}", server.settings)
+    store.put_bytes("a", b"1")
+    path.write_text(good.replace(server.secret, "AnotherSecret"))
+    for call in (store.check, lambda: store.put_bytes("b", b"1")):
+        with pytest.raises(StoreError, match="credentials are refused"):
+            call()
+    path.write_text(good)
+    store.check()
+    store.put_bytes("b", b"1")
+    for torn in ("[half", ""):
+        path.write_text(torn)
+        store.check()
+    path.unlink()
+    store.put_bytes("c", b"1")
+    assert {entry.key for entry in store.list()} == {"a", "b", "c"}
+
+
 CONFIG = """
 [profile plain]
 aws_access_key_id = k
