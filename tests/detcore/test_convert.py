@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fixture_files import read
+from fixture_files import each, read
 from PIL import Image
 from torch import Tensor
 
@@ -102,8 +102,9 @@ def best(found: Detections, name: str, names: list[str]) -> tuple[float, Tensor]
     return float(found.scores[0, row]), found.boxes[0, row]
 
 
-def test_the_released_ssdlite_sees_what_tensorflow_sees(released: Path) -> None:
-    fixture, loaded, size = read("ssdlite_real_weights"), load_run(released), torch.tensor([[300, 300]])
+@each("ssdlite_real_weights")
+def test_fixture_the_released_ssdlite_sees_what_tensorflow_sees(name: str, released: Path) -> None:
+    fixture, loaded, size = read(name), load_run(released), torch.tensor([[300, 300]])
     loaded.model.score = fixture.config["score_thresh"]
     ids = list(COCO)
     for photo in fixture.config["photos"]:
