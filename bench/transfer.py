@@ -108,18 +108,20 @@ def server(folder: Path) -> Iterator[dict[str, str]]:
 def one_round(work: Path, tools: dict[str, Tool], env: dict[str, str], seen: Seen, number: int) -> None:
     names = list(tools)
     names = names[number % len(names) :] + names[: number % len(names)]
-    data, back = work / "data", work / "back"
+    many, big, back = f"{work}/data/many/", f"{work}/data/big", work / "back"
     for name in names:
-        to = f"s3://runs/{name}"
-        seen[name, "small up"].append(run(tools[name].folder(f"{data}/many/", f"{to}/many/"), env))
-        seen[name, "big up"].append(run(tools[name].file(f"{data}/big", f"{to}/big"), env))
+        seen[name, "small up"].append(run(tools[name].folder(many, f"s3://runs/{name}/many/"), env))
+    for name in names:
+        seen[name, "big up"].append(run(tools[name].file(big, f"s3://runs/{name}/big"), env))
     for name in names:
         back.mkdir()
         seen[name, "small down"].append(run(tools[name].folder("s3://runs/launch/many/", f"{back}/"), env))
         assert len(list(back.iterdir())) == FILES, name
-        seen[name, "big down"].append(run(tools[name].file("s3://runs/launch/big", f"{back}/big"), env))
-        assert (back / "big").stat().st_size == BIG, name
         shutil.rmtree(back)
+    for name in names:
+        seen[name, "big down"].append(run(tools[name].file("s3://runs/launch/big", f"{back}"), env))
+        assert back.stat().st_size == BIG, name
+        back.unlink()
 
 
 def run(argv: Argv, env: dict[str, str]) -> Run:
