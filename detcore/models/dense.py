@@ -77,11 +77,19 @@ class DenseDetector(nn.Module):
         quality = predictions.centerness
         return predictions.logits.sigmoid(), None if quality is None else quality.sigmoid()
 
+    def best(self, predictions: Predictions) -> tuple[Tensor, Tensor | None]:
+        """As `scores`, of each row the highest (N, R)."""
+        # That of the highest logit, so that only R and not R * K are computed.
+        most = predictions.logits.amax(dim=-1, keepdim=True)
+        scores, quality = self.scores(predictions._replace(logits=most))
+        return scores.squeeze(-1), quality
+
     def select(self, predictions: Predictions, sizes: Tensor) -> Detections:
         """The best of all predictions."""
-        scores, quality = self.scores(predictions)
+        best, quality = self.best(predictions)
         return select(
-            scores,
+            best,
+            lambda rows: self.scores(predictions.at(rows))[0],
             self.decode(predictions),
             self.level_rows(predictions),
             score=self.score,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detcore.backbones.layers import ConvNorm
+from detcore.ops.targets import pick
 
 PRIOR = 0.01  # probability of an object that the first predictions start from (arXiv:1708.02002, 4.1)
 
@@ -46,6 +47,12 @@ class Predictions(NamedTuple):
     boxes: Tensor
     centerness: Tensor | None
     shapes: tuple[tuple[int, int], ...]
+
+    def at(self, rows: Tensor) -> "Predictions":
+        """Those of rows (N, r)."""
+        quality = self.centerness
+        quality = None if quality is None else pick(quality, rows)
+        return Predictions(pick(self.logits, rows), pick(self.boxes, rows), quality, self.shapes)
 
 
 class DenseHead(nn.Module):

@@ -176,6 +176,9 @@ class SSDLite(DenseDetector):
         logits = predictions.logits
         return (logits.sigmoid() if self.sigmoid else logits.softmax(dim=-1))[..., :-1], None
 
+    def best(self, predictions: Predictions) -> tuple[Tensor, None]:
+        return self.scores(predictions)[0].amax(dim=-1), None  # a softmax needs all logits
+
     def assign(self, predictions: Predictions, targets: Targets) -> Tensor:
         """SSD, section 2.2, "matching strategy" -> (N, R)."""
         return ssd_match(self.priors(predictions), targets, self.positive)

@@ -196,8 +196,10 @@ class YOLOF(nn.Module):
 
     def select(self, logits: Tensor, boxes: Tensor) -> Detections:
         """The best candidates after NMS by class, of boxes (N, R, 4), not clipped."""
+        rows = self._rows(logits)
         return select(
-            self._rows(logits).sigmoid(),
+            rows.amax(dim=-1).sigmoid(),
+            lambda index: pick(rows, index).sigmoid(),
             boxes,
             [boxes.shape[1]],
             score=self.score,

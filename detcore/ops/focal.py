@@ -26,22 +26,25 @@ class _FocalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        # Nearly all are of classes that are not there: (1 - alpha) p^2 softplus(x).
+        # Nearly all are of classes that are not there: (1 - alpha) p^2 softplus(x). Its gradient is
+        # (1 - alpha) p^2 (p + 2 (1 - p) softplus(x)). As few passes over memory as may be.
         p, surprise = logits.sigmoid(), F.softplus(logits)
-        gradient = (1 - p).mul_(surprise).mul_(2).add_(p).mul_(p).mul_(p).mul_(1 - ALPHA)
-        loss = p.mul_(p).mul_(surprise).mul_(1 - ALPHA)
+        gradient = torch.add(p, surprise, alpha=2).addcmul_(surprise, p, value=-2)
+        square = p.mul_(p)
+        gradient.mul_(square)
+        loss = surprise.mul_(square)
 
         own, foreground = labels.clamp(min=0)[..., None], (labels >= 0)[..., None]
-        x = logits.gather(-1, own)
+        x, rate = logits.gather(-1, own), ALPHA / (1 - ALPHA)
         p, miss, surprise = x.sigmoid(), (-x).sigmoid(), F.softplus(-x)
-        own_loss = ALPHA * miss.square() * surprise
-        own_gradient = -ALPHA * miss.square() * (2 * p * surprise + miss)
+        own_loss = rate * miss.square() * surprise
+        own_gradient = -rate * miss.square() * (2 * p * surprise + miss)
         loss.scatter_(-1, own, torch.where(foreground, own_loss, loss.gather(-1, own)))
         gradient.scatter_(-1, own, torch.where(foreground, own_gradient, gradient.gather(-1, own)))
 
-        counts = (labels != IGNORED)[..., None]
-        ctx.save_for_backward(gradient.mul_(counts))
-        return loss.mul_(counts).sum()
+        counts = (labels != IGNORED) * (1 - ALPHA)
+        ctx.save_for_backward(gradient.mul_(counts[..., None]))
+        return (loss.sum(dim=-1) * counts).sum()
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:

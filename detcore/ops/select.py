@@ -1,6 +1,6 @@
 """From scored boxes to detections: candidates of each level, NMS by class over all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ FIRST = 1000  # candidates that NMS looks at to begin with
 
 @torch.no_grad()
 def select(
-    scores: Tensor,
+    best: Tensor,
+    scores: Callable[[Tensor], Tensor],
     boxes: Tensor,
     levels: Sequence[int],
     *,
@@ -25,19 +26,27 @@ def select(
     quality: Tensor | None = None,
     sizes: Tensor | None = None,
 ) -> Detections:
-    """Scores (N, R, K) of boxes (N, R, 4), `levels` of them on each level -> at most `limit` an image.
+    """Boxes (N, R, 4), `levels` of them on each level -> at most `limit` an image.
 
+    best         (N, R), the highest score that a box has for any class
+    scores       rows (N, r) -> their scores (N, r, K). Asked of few: a pyramid has millions of scores
     score, topk  of each level the `topk` best pairs of box and class, if above `score`
     quality      (N, R), multiplies the scores of these candidates
     sizes        (N, 2) true (h, w), if the boxes are cut to them before NMS and empty ones dropped, as in
                  mmdetection and the authors' FCOS. detectron2 does so afterwards (see `inside`): other
                  boxes are kept.
     """
-    classes, first, candidates = scores.shape[-1], 0, []
-    for level in scores.split(list(levels), dim=1):
-        flat = level.flatten(1)
-        best, index = flat.topk(min(topk, flat.shape[1]), dim=1)
-        candidates.append((best, index // classes + first, index % classes))
+    first, candidates = 0, []
+    parts = best.split(list(levels), dim=1)
+    enough = torch.stack([(part > score).sum(dim=1).amax() for part in parts]).clamp(max=topk).tolist()
+    for level, count in zip(parts, enough, strict=True):
+        # The best pairs are in the best rows, and no more rows than pairs are needed. Both stay in their
+        # order, so that of equal scores the first comes first, whatever topk does with how many.
+        rows = level.topk(count, dim=1).indices.sort(dim=1).values + first
+        found = scores(rows)
+        classes, flat = found.shape[-1], found.flatten(1)
+        index = flat.topk(min(topk, flat.shape[1]), dim=1).indices.sort(dim=1).values
+        candidates.append((flat.gather(1, index), pick(rows, index // classes), index % classes))
         first += level.shape[1]
     values, row, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
 

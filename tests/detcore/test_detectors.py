@@ -1,18 +1,14 @@
 """What holds for every detector, from a recipe's section to losses and detections. Their numbers are compared
 in test_fixtures_*.py."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detcore.backbones.layers import SyncBatchNorm
 from detcore.models import build_model
 from detcore.ops.targets import Targets
 from tests.detcore.conftest import batch, model_section, total
@@ -115,7 +111,7 @@ def test_images_without_objects_and_batches_without_any(name: str) -> None:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@ONE_OF_A_KIND
+@EACH
 def test_an_image_with_500_objects(name: str) -> None:
     """Many in one place, some without an area, and beside them an image with one."""
     model = small(name)
@@ -131,6 +127,22 @@ def test_an_image_with_500_objects(name: str) -> None:
     total(losses).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@EACH
+@pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("objects", [0, 2])
+def test_one_image_alone(name: str, amp: torch.dtype | None, objects: int) -> None:
+    """As each of many ranks may have it, with objects or without."""
+    model = small(name)
+    images, sizes, targets = batch(1)
+    targets = targets.map(lambda tensor: tensor[:, :objects])
+    with torch.autocast("cpu", dtype=amp, enabled=amp is not None):
+        losses = model(images, sizes, targets)
+    total(losses).backward()
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 @ONE_OF_A_KIND
@@ -177,7 +189,7 @@ def test_a_score_that_nothing_reaches_gives_nothing(name: str) -> None:
     assert found.count.tolist() == [0, 0, 0] and (found.labels == -1).all() and not found.boxes.any()
 
 
-@ONE_OF_A_KIND
+@EACH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_stay_float32_under_autocast(name: str, dtype: torch.dtype) -> None:
     exact = small(name)(*batch())
@@ -235,56 +247,6 @@ def test_the_training_step_is_one_graph(name: str) -> None:
     losses = torch.compile(model, fullgraph=True, backend="eager")(*batch())
     for key, loss in small(name)(*batch()).items():
         torch.testing.assert_close(losses[key], loss)
-
-
-def worker(rank: int, store: str, results: str) -> None:
-    """One of two ranks, with half of the batch; writes its share of what one process would compute."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    images, sizes, targets = batch(2)
-    one = slice(rank, rank + 1)
-    said: dict[str, Any] = {}
-    for name in SECTIONS:
-        model = small(name).eval()
-        losses = model(images[one], sizes[one], Targets(targets.boxes[one], targets.labels[one]))
-        total(losses).backward()
-        shared = [torch.stack(list(losses.values())).detach() / 2, *(p.grad / 2 for p in model.parameters())]
-        for tensor in shared:
-            dist.all_reduce(tensor)
-        said[name] = shared
-
-    norm = SyncBatchNorm(3)
-    x = torch.arange(48.0).reshape(2, 3, 2, 4).sin().requires_grad_()
-    y = norm(x[one])
-    y.square().mul(torch.arange(4.0)).sum().backward()
-    torch.save(
-        said | {"y": y.detach(), "x": x.grad[one], "state": norm.state_dict()}, f"{results}/{rank}.pth"
-    )
-    dist.destroy_process_group()
-
-
-def test_two_ranks_are_one_big_batch(tmp_path: Path) -> None:
-    """The rank without objects counts in the normalisers; SyncBatchNorm sees both ranks' values."""
-    torch.multiprocessing.spawn(worker, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
-
-    for name in SECTIONS:
-        model = small(name).eval()
-        losses = model(*batch(2))
-        total(losses).backward()
-        together = [torch.stack(list(losses.values())), *(p.grad for p in model.parameters())]
-        for ours, wanted in zip(ranks[0][name], together, strict=True):
-            torch.testing.assert_close(ours, wanted.detach(), rtol=1e-4, atol=1e-6)
-
-    norm = nn.BatchNorm2d(3)
-    x = torch.arange(48.0).reshape(2, 3, 2, 4).sin().requires_grad_()
-    y = norm(x)
-    y.square().mul(torch.arange(4.0)).sum().backward()
-    torch.testing.assert_close(torch.cat([rank["y"] for rank in ranks]), y.detach())
-    torch.testing.assert_close(torch.cat([rank["x"] for rank in ranks]), x.grad, rtol=1e-4, atol=1e-5)
-    for rank in ranks:
-        for key, value in norm.state_dict().items():
-            torch.testing.assert_close(rank["state"][key], value)
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos-detectron2"])

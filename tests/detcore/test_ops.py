@@ -1,5 +1,7 @@
 """Boxes, anchors, coder, matching, losses and NMS against plain definitions written with loops."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from detcore.ops.matching import BACKGROUND, IGNORED
 from detcore.ops.matching.uniform import uniform_match
 from detcore.ops.nms import nms
 from detcore.ops.select import select
-from detcore.ops.targets import Detections, Targets, compact
+from detcore.ops.targets import Detections, Targets, compact, pick
 from tests.detcore.conftest import pad_targets
 
 CPU = torch.device("cpu")
@@ -199,8 +201,9 @@ def test_a_few_candidates_are_enough_for_nms(monkeypatch: pytest.MonkeyPatch) ->
     scores = torch.rand(2, 300, 3, generator=generator)
     scores[1, 5:] = 0
     options = {"score": 0.1, "topk": 100, "nms_iou": 0.3, "limit": 20}
-    whole = select(scores, boxes, [200, 100], **options)
+    given = (scores.amax(-1), partial(pick, scores), boxes, [200, 100])
+    whole = select(*given, **options)
     monkeypatch.setattr("detcore.ops.select.FIRST", 8)
-    for ours, wanted in zip(select(scores, boxes, [200, 100], **options), whole, strict=True):
+    for ours, wanted in zip(select(*given, **options), whole, strict=True):
         assert ours.equal(wanted)
     assert whole.count[0] == 20 and 0 < whole.count[1] <= 15
