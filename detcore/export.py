@@ -33,7 +33,7 @@ class Named(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        found = self.model.candidates(images, sizes)._asdict()
+        found = self.model.scored(images, sizes)._asdict()
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 

@@ -163,14 +163,14 @@ class CornerNet(nn.Module):
         """On canvases of `shape` (height, width), which is a pixel less than the backbone's divisor asks for:
         the reference's `size | 127`."""
         canvas, border = centered(images, sizes, shape)
-        boxes, scores, labels = self.candidates(canvas, sizes.new_tensor(shape).expand_as(sizes))
+        boxes, scores, labels = self.scored(canvas, sizes.new_tensor(shape).expand_as(sizes))
         boxes = clip(boxes - border.repeat(1, 2)[:, None], sizes)
         best, scores = soft_nms(boxes, scores, labels, self.max_detections, self.sigma)
         real = scores >= 0
         return compact(Detections(pick(boxes, best), scores, pick(labels, best), real.sum(1)), real)
 
     @torch.no_grad()
-    def candidates(self, images: Tensor, sizes: Tensor) -> Candidates:
+    def scored(self, images: Tensor, sizes: Tensor) -> Candidates:
         """The pairs that soft NMS sees, of canvases as in `detect_alike`. A score of -1: no pair."""
         x = self.normalize(images, sizes)
         if self.flip:

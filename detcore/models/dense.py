@@ -52,7 +52,7 @@ class DenseDetector(nn.Module):
         return found if self.clip_first else inside(found, sizes)
 
     @torch.no_grad()
-    def candidates(self, images: Tensor, sizes: Tensor) -> Candidates:
+    def scored(self, images: Tensor, sizes: Tensor) -> Candidates:
         """What `detect` chooses from, with final scores; it compares those without centerness with
         `score`."""
         predictions = self.head(self.features(images, sizes))

@@ -146,7 +146,7 @@ class YOLOF(nn.Module):
         return inside(self.select(logits, self.decode(deltas)), sizes)
 
     @torch.no_grad()
-    def candidates(self, images: Tensor, sizes: Tensor) -> Candidates:
+    def scored(self, images: Tensor, sizes: Tensor) -> Candidates:
         """What `detect` chooses from."""
         logits, deltas = self.predict(self.features(images, sizes))
         return Candidates(self.decode(deltas), self._rows(logits).sigmoid())

@@ -115,7 +115,7 @@ def test_fixture_the_released_ssdlite_sees_what_tensorflow_sees(name: str, relea
         wanted = fixture[f"{at}/boxes_normalised"].clamp(0, 1)
         torch.testing.assert_close(found.boxes[0, :count] / 300, wanted, atol=1e-5, rtol=0)
         torch.testing.assert_close(found.scores[0, :count], fixture[f"{at}/scores"], atol=1e-5, rtol=0)
-        candidates = loaded.model.candidates(pixels, size)
+        candidates = loaded.model.scored(pixels, size)
         top = fixture[f"{at}/top50_anchor"]
         boxes = candidates.boxes[0, top] / 300
         torch.testing.assert_close(boxes, fixture[f"{at}/top50_box_normalised"], atol=1e-4, rtol=0)

@@ -66,7 +66,7 @@ def test_what_is_exported_computes_the_same(name: str, tmp_path: Path) -> None:
     images = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8)
     sizes = torch.tensor([[50, 90]])  # the rest is padding
     boxes, scores = session.run(["boxes", "scores"], {"images": images.numpy(), "sizes": sizes.numpy()})[:2]
-    wanted = detector.candidates(images, sizes)
+    wanted = detector.scored(images, sizes)
     torch.testing.assert_close(torch.from_numpy(scores), wanted.scores, atol=1e-5, rtol=1e-5)
     if name != "cornernet":  # its pairs of one score may have changed places
         torch.testing.assert_close(torch.from_numpy(boxes), wanted.boxes, atol=1e-3, rtol=1e-5)
@@ -77,7 +77,7 @@ class Wrong(nn.Module):
 
     backbone = nn.Identity()
 
-    def candidates(self, images: torch.Tensor, sizes: torch.Tensor) -> Any:
+    def scored(self, images: torch.Tensor, sizes: torch.Tensor) -> Any:
         from detcore.ops.targets import Candidates
 
         scores = images.float().mean((2, 3))[:, None]

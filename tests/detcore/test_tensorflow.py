@@ -130,7 +130,7 @@ def test_a_graph_of_tensorflow_computes_the_same(
     assert loaded.names[16 if classes == 90 else 15] == "cat"
     images, sizes = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8), torch.tensor([[96, 96]] * 2)
     for got, wanted in zip(
-        loaded.model.candidates(images, sizes)[:2], model.eval().candidates(images, sizes)[:2], strict=True
+        loaded.model.scored(images, sizes)[:2], model.eval().scored(images, sizes)[:2], strict=True
     ):
         torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
 
