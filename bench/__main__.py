@@ -12,7 +12,7 @@ from pathlib import Path
 import bench
 from bench.measure import table
 
-NOT_BENCHES = {"__main__", "measure"}
+NOT_BENCHES = {"__main__", "beside", "measure"}
 
 
 def main() -> int:
