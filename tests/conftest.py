@@ -44,9 +44,10 @@ def shared() -> Path:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """In CI a skipped test is a failed one, unless all it lacks is the folder beside the checkout."""
+    """In CI a skipped test is a failed one, unless all it lacks is the folder beside the checkout, or a GPU."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
-    if report.skipped and os.environ.get("CI") and "shared" not in getattr(item, "fixturenames", ()):
+    excused = {"shared", "cuda"} & set(getattr(item, "fixturenames", ()))
+    if report.skipped and os.environ.get("CI") and not excused:
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"

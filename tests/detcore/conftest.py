@@ -196,6 +196,14 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
+@pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """A GPU; tests that need one are skipped without."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return torch.device("cuda")
+
+
 @pytest.fixture
 def new_run(tmp_path: Path) -> Callable[..., Run]:
     """new_run(name, train, every=..., keep=...) -> Run"""

@@ -226,11 +226,10 @@ def test_a_training_step_asks_for_no_value(name: str) -> None:
 
 
 @EACH
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks a CUDA device")
-def test_a_training_step_never_waits_for_the_device(name: str) -> None:
+def test_a_training_step_never_waits_for_the_device(name: str, cuda: torch.device) -> None:
     images, sizes, targets = batch()
-    model = small(name).cuda()
-    arguments = (images.cuda(), sizes.cuda(), targets.map(Tensor.cuda))
+    model = small(name).to(cuda)
+    arguments = (images.to(cuda), sizes.to(cuda), targets.map(lambda tensor: tensor.to(cuda)))
     torch.cuda.set_sync_debug_mode("error")
     try:
         total(model(*arguments)).backward()
