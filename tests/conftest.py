@@ -44,7 +44,8 @@ def shared() -> Path:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """In CI a skipped test is a failed one, unless all it lacks is the folder beside the checkout or a GPU."""
+    """In CI a skipped test is a failed one, unless all it lacks is the folder beside the checkout or a
+    GPU."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     excused = {"shared", "cuda"} & set(getattr(item, "fixturenames", ()))
