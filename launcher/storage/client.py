@@ -1,13 +1,10 @@
-"""boto3's client for a store, as settings, environment and profile have it, and the connections it uses.
-
-It is botocore that makes it. boto3 would add upload_file and its like, which nothing here uses, and with them
-a fifth of what a short command costs.
-"""
+"""boto3's client for a store, as settings, environment and profile have it, and the connections it uses."""
 
 import os
 import ssl
 from urllib.parse import urlsplit
 
+import boto3
 import botocore.session
 from botocore.config import Config
 from botocore.httpsession import get_cert_path
@@ -40,9 +37,8 @@ class Access:
         )
         ca_bundle = settings.ca_bundle or core.get_config_variable("ca_bundle")
         ca_bundle = ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE")
-        self.client = core.create_client(
-            "s3", settings.region, endpoint_url=settings.endpoint, verify=ca_bundle, config=config
-        )
+        session = boto3.session.Session(botocore_session=core, region_name=settings.region)
+        self.client = session.client("s3", endpoint_url=settings.endpoint, verify=ca_bundle, config=config)
         self.url: str = self.client.meta.endpoint_url
         self.where = urlsplit(self.url).netloc.rpartition("@")[2]
         self.connections = Connections(_context(ca_bundle) if self.url.startswith("https:") else None)

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from base64 import b64encode
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.errors import StoreAway, StoreError
@@ -51,7 +52,8 @@ def guard(bucket: "Bucket") -> Guard:
             part = {"Key": key, "UploadId": upload, "PartNumber": 1}
             return "checksum" if _refused(bucket, "upload_part", right, **part, **checksum) else "etag"
         finally:
-            bucket.abort(key, upload)
+            with suppress(StoreError):  # who may put may not be let abort
+                bucket.abort(key, upload)
     finally:
         bucket.ask("delete_object", key)
 

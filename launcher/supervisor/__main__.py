@@ -1,6 +1,7 @@
 """`python -m launcher.supervisor RUN_DIR`: the supervisor as a process of its own, as the guard starts it."""
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -69,4 +70,8 @@ def _place(run: RunDir, gpus: int | None, job: str | None, restarts: int, guard:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    with contextlib.suppress(OSError):  # a window that is closed
+        sys.stdout.flush()
+    # At once: threads that still send a big file are joined where the interpreter ends by itself.
+    os._exit(status)

@@ -137,6 +137,7 @@ def test_other_data_is_matched_by_the_names_of_classes(trained: Run, shapes: Pat
         return json.loads((tmp_path / "out/coco_instances_results.json").read_text())
 
     own = seen(trained.folder)
+    assert {one["category_id"] for one in own} == {1, 3, 4}
     checkpoint = next((trained.folder / "checkpoints").glob("step-*"))
     data = ["--images", str(shapes / "val"), "--annotations"]
     turned = relabelled(shapes, tmp_path, {4: "disc", 3: "square", 1: "triangle"})

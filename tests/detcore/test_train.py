@@ -200,7 +200,7 @@ def test_loss_that_is_not_finite_ends_the_run(tiny: dict[str, Any], new_run: New
     assert not re.search(r'File ".*detcore', run.log()), "torchrun's own traceback is the only one"
 
 
-@pytest.mark.parametrize("damage", ["unreadable", "missing", "classes"])
+@pytest.mark.parametrize("damage", ["unreadable", "missing", "classes", "names"])
 def test_wrong_input_is_named(damage: str, tiny: dict[str, Any], new_run: NewRun, tmp_path: Path) -> None:
     """One clear sentence, the outcome `failed`, no traceback."""
     images = Path(tiny["data"]["root"], "train")
@@ -215,6 +215,12 @@ def test_wrong_input_is_named(damage: str, tiny: dict[str, Any], new_run: NewRun
         victim.write_bytes((images / victim.name).read_bytes()[:500])
     if damage == "classes":
         tiny["model"]["num_classes"] = 4
+    if damage == "names":
+        victim = tmp_path / "val.json"
+        told = json.loads(Path(tiny["data"]["root"], tiny["data"]["val"]["annotations"]).read_text())
+        told["categories"][0]["name"] = "stranger"
+        victim.write_text(json.dumps(told))
+        tiny["data"]["val"]["annotations"] = str(victim)
     run = new_run(damage, tiny)
     process = run.start(ranks=1)
     assert process.wait(timeout=120) == 2

@@ -256,6 +256,10 @@ def test_a_recipe_names_its_weights(tmp_path: Path) -> None:
     ("backbone", "words"),
     [
         ({"name": "resnet50", "weights": "msra_r50", "style": "torchvision"}, "style caffe"),
+        (
+            {"name": "mobilenetv2", "weights": "torchvision_mobilenetv2", "style": "tensorflow"},
+            "style torchvision",
+        ),
         ({"name": "resnet18", "weights": "torchvision_resnet50"}, "for backbone resnet50, not resnet18"),
     ],
 )

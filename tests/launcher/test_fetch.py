@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
@@ -60,16 +61,18 @@ def test_two_runs_fetch_once_and_the_third_asks_nobody(toy: Make, store: Proxy, 
     make = lambda: toy([str(data), str(FILES)], script=READS, fetch=wanted(data))  # noqa: E731
     runs = [make(), make()]
 
-    def one_waits() -> bool:
+    def waiting() -> bool:
         logs = [run.run.torchrun_log(1) for run in runs]
-        return any(log.exists() and "another run fetches" in log.read_text() for log in logs)
+        return all(log.exists() and "another run fetches" in log.read_text() for log in logs)
 
-    store.rule = lambda request: wait("the other run", one_waits) if "image-" in request.path else None
-    for run in runs:
-        run.start()
+    data.mkdir(parents=True)
+    with (data / fetch.LOCK).open("a") as lock:
+        flock(lock, LOCK_EX)
+        for run in runs:
+            run.start()
+        wait("both to wait for a third", waiting)
     assert [run.end() for run in runs] == [0, 0], [run.window for run in runs]
     assert len(bodies(store)) == FILES == len(set(bodies(store)))
-    assert one_waits()
     assert not runs[0].run.heartbeat.exists(), "a program without a heart must not be given one"
     count = len(store.seen)
     assert make().start().end() == 0 and len(store.seen) == count

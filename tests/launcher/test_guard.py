@@ -131,6 +131,7 @@ def test_stop_before_the_supervisor_can_take_one(toy: Make, number: int) -> None
         run = toy("--steps 100000 --every 100000").start()
         assert run.guard
         while not (found := [one for one in processes.keepers(run.run.path) if one.parent == run.guard.pid]):
+            assert run.guard.poll() is None, run.window
             time.sleep(0.002)
         young = found[0]
         young.signal(signal.SIGSTOP)

@@ -278,7 +278,7 @@ def test_recipe_environment_and_profile(
 ) -> None:  # fmt: skip
     """What the recipe has goes before the environment, and that before the profile."""
     (tmp_path / "config").write_text(CONFIG)
-    for name, value in {"AWS_CONFIG_FILE": f"{tmp_path}/config", **env}.items():
+    for name, value in {"AWS_CONFIG_FILE": f"{tmp_path}/config", "no_proxy": "*", **env}.items():
         monkeypatch.setenv(name, value)
     store = open_store("s3://runs/x", StoreSettings(**settings))
     assert isinstance(store, S3Store) and isinstance(store.bucket.wire, Signed)
