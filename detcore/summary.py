@@ -12,20 +12,12 @@ from pathlib import Path
 from detcore.anatomy import Anatomy, Cost, dissect
 from detcore.board import Board
 from detcore.config import Data, Resize
-from detcore.data.loader import STRIDE
+from detcore.data.loader import padded
 from detcore.data.transforms import resized
 from detcore.errors import DetcoreError, InputError
 from detcore.recipe import read_unfrozen
 
 PHOTOGRAPH = (640, 480)  # what most of COCO's images are
-
-
-def padded(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of a batch that an image of `size` is in."""
-    if size[0] == size[1]:
-        return size
-    width, height = (-(-side // STRIDE) * STRIDE for side in size)
-    return width, height
 
 
 def size_of(data: Data) -> tuple[int, int]:
@@ -90,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = read_unfrozen(args.recipe)
         size = read_size(args.size) if args.size else size_of(cfg.data)
-        width, height = padded(size)
+        height, width = padded([size[::-1]])
         anatomy = dissect(cfg, height, width)
         print(table("layer", [row(name, cost) for name, cost in anatomy.layers.items()]))
         print()

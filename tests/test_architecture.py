@@ -29,10 +29,11 @@ DETCORE = [
     {"writer"},
     {"recorder"},
     {"learner", "evaluate", "infer", "convert"},
-    {"loading", "schedule"},
+    {"summary"},
+    {"loading", "schedule", "nonfinite", "export", "anatomy"},
     {"data", "models"},
     {"config", "recipe", "check"},
-    {"weights", "checkpoint", "snapshot", "distributed", "metrics", "annotations"},
+    {"weights", "checkpoint", "snapshot", "distributed", "metrics", "annotations", "scoring"},
     {"backbones", "necks", "ops", "rundir"},
     {"errors"},
 ]

@@ -28,7 +28,7 @@ SMALL, LARGE = 32, 96  # pixels, square roots of COCO's bounds on areas
 SIDES = (0, 8, 16, 32, 64, 96, 128, 256, 512)
 THREADS, SHARE = 16, 64  # readers, and files that one of them takes at a time
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # in the last bytes of a whole file
-TAIL, ORIENTATION = 64 * 2**10, 0x0112
+TAIL, ORIENTATION = 1024, 0x0112  # a thumbnail has an end of its own, far before
 TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 
 Findings = dict[str, list[str]]

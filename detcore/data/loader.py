@@ -3,7 +3,7 @@
 import ctypes
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from detcore.data.transforms import Boxes, Labels, Pixels, augment, read_image, 
 from detcore.errors import InputError
 from detcore.ops.targets import Targets
 
-STRIDE = 32  # batches are padded to multiples of it, unless their images are squares of one size
+STRIDE = 32  # batches are padded to multiples of it; see `padded`
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     index: Tensor
 
 
+Shape = tuple[int, int]
 Item = tuple[Pixels, Boxes, Labels, int]
 
 
@@ -69,6 +70,15 @@ class EvaluationSet(Dataset[Item | InputError]):
         return np.asarray(image), boxes, labels, index
 
 
+def padded(sizes: Sequence[Shape]) -> Shape:
+    """(height, width) of the batch that images of these are in: multiples of STRIDE, but for squares of one
+    size, as an SSD is made for exactly that."""
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    if height == width and len(set(sizes)) == 1:
+        return height, width
+    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
+
+
 def collate(items: list[Item | InputError]) -> Batch | InputError:
     """One padded batch. An error travels as a value: raised in a loader process it would come out as a
     traceback."""
@@ -78,9 +88,7 @@ def collate(items: list[Item | InputError]) -> Batch | InputError:
             return item
         good.append(item)
     sizes = [pixels.shape[:2] for pixels, *_ in good]
-    height, width = (max(side) for side in zip(*sizes, strict=True))
-    if height != width or len(set(sizes)) > 1:  # an SSD's images have exactly the size that it is made for
-        height, width = (-(-side // STRIDE) * STRIDE for side in (height, width))
+    height, width = padded(sizes)
     canvas = np.zeros((len(good), height, width, 3), np.uint8)
     objects = max(1, *(len(labels) for _, _, labels, _ in good))
     targets = Targets(torch.zeros(len(good), objects, 4), torch.full((len(good), objects), -1))

@@ -120,6 +120,7 @@ class SSDLite(DenseDetector):
     shapes     see `prior_shapes`
     positive   see `ssd_match`
     negatives  background that is learnt for each object that is
+    pretrained whether the backbone comes with weights, whose batch norm then stays as they know it
     style      "mmdet" or "tensorflow". The latter has a sigmoid for each class and background, no softmax
                over them, and cuts boxes to the image after NMS.
     """
@@ -134,6 +135,7 @@ class SSDLite(DenseDetector):
         *,
         positive: float = 0.5,
         negatives: int = 3,
+        pretrained: bool = False,
         style: str = "mmdet",
         **test: Any,
     ) -> None:
@@ -143,10 +145,10 @@ class SSDLite(DenseDetector):
         self.sigmoid = style == "tensorflow"
         self.clip_first = not self.sigmoid
         self.coder = DeltaCoder((10.0, 10.0, 5.0, 5.0), symmetric=True)
-        self._initialize()
+        self._initialize([neck, head] if pretrained else [backbone, neck, head])
 
-    def _initialize(self) -> None:
-        for module in self.modules():
+    def _initialize(self, new: Sequence[nn.Module]) -> None:
+        for module in (module for part in new for module in part.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.03)
             if isinstance(module, nn.BatchNorm2d):
@@ -179,15 +181,16 @@ class SSDLite(DenseDetector):
     def best(self, predictions: Predictions) -> tuple[Tensor, None]:
         return self.scores(predictions)[0].amax(dim=-1), None  # a softmax needs all logits
 
-    def assign(self, predictions: Predictions, targets: Targets) -> Tensor:
+    def assign(self, priors: Tensor, targets: Targets) -> Tensor:
         """SSD, section 2.2, "matching strategy" -> (N, R)."""
-        return ssd_match(self.priors(predictions), targets, self.positive)
+        return ssd_match(priors, targets, self.positive)
 
     def losses(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Equations 1 to 3: cross entropy of the positive and the hard negative prior boxes, smooth L1 over
         the deltas of the positive ones. Both are sums divided by the number of positive ones, mean over
         ranks. As in mmdetection an image without any counts as one; it adds nothing to the sums."""
-        priors, assigned = self.priors(predictions), self.assign(predictions, targets)
+        priors = self.priors(predictions)
+        assigned = self.assign(priors, targets)
         labels, boxes = learned(assigned, targets, otherwise=priors)
         positive = assigned >= 0
         confidence = self.class_losses(predictions.logits, labels)
@@ -223,6 +226,7 @@ def build_ssdlite(cfg: Any) -> SSDLite:
         shapes,
         positive=cfg.match.positive,
         negatives=cfg.match.negatives,
+        pretrained=cfg.backbone.weights is not None,
         style=cfg.style,
         score=cfg.test.score,
         topk=cfg.test.topk,

@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.errors import StoreError, UserError
 from launcher.mirror import form
 from launcher.mirror.layout import FORM, LAST, marks_of
-from launcher.mirror.ownership import read_owner, watch
+from launcher.mirror.ownership import PATIENCE, read_owner, watch
 from launcher.mirror.restore import about, bring, brought, put_in_place, safe_keys
 from launcher.rundir import RUN_ID, RunDir, read_json, sync_dir, write_json
 from launcher.storage import Entry, Store, StoreSettings, reach
@@ -22,7 +22,6 @@ from launcher.storage import Entry, Store, StoreSettings, reach
 log = logging.getLogger("launch.mirror")
 
 ASIDE = ".tmp-pull-"
-WATCHING = "watching for up to 20 s whether the run's last owner still lives"
 
 
 def pull_run(
@@ -48,7 +47,11 @@ def pull_run(
     owner = read_owner(store)
     if owner is not None:
         if not owner[0].get("ended"):
-            print(WATCHING, file=sys.stderr, flush=True)
+            print(
+                f"watching for up to {PATIENCE:g} s whether the run's last owner still lives",
+                file=sys.stderr,
+                flush=True,
+            )
         watch(store, owner[0])
     fresh = not runs_root.exists()
     try:

@@ -263,3 +263,11 @@ def test_the_moving_normaliser_is_kept_and_moves_only_in_training(name: str) -> 
     foreground = (model.normalizer.average - 0.9 * start) / 0.1
     torch.testing.assert_close(foreground, foreground.round(), rtol=1e-3, atol=1e-3)
     assert "normalizer.average" in model.state_dict() and not model.normalizer.average.equal(start)
+
+
+@pytest.mark.parametrize(("weights", "eps"), [(None, 1e-3), ("torchvision_mobilenetv2", 1e-5)])
+def test_norms_of_a_backbone_with_weights_stay_as_those_know_them(weights: str | None, eps: float) -> None:
+    backbone = {"name": "mobilenetv2", "weights": weights, "norm": "bn"}
+    section = model_section({"name": "ssdlite", "num_classes": 3, "backbone": backbone})
+    model = build_model(section, pretrained=False)
+    assert model.backbone.conv2.norm.eps == eps and model.neck.layers[0].reduce.norm.eps == 1e-3

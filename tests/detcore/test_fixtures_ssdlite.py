@@ -98,7 +98,8 @@ def test_fixture_ssdlite_targets_losses_and_gradients(name: str, mode: str) -> N
     at, targets = f"expect/{mode}", targets_of(fixture)
     features = [feature.clone().requires_grad_() for feature in fixture.per_image("input/feat")]
     predictions = model.head(model.neck(features))
-    priors, assigned = model.priors(predictions), model.assign(predictions, targets)
+    priors = model.priors(predictions)
+    assigned = model.assign(priors, targets)
     positive = assigned >= 0
     assert positive.sum() == fixture[f"{at}/num_positive"]
     assert positive.sum(dim=1).clamp(min=1).sum() == fixture[f"{at}/normaliser"]
