@@ -6,7 +6,14 @@ from torch import Tensor
 
 def area(boxes: Tensor) -> Tensor:
     """(..., 4) -> (...), square pixels; boxes turned inside out count as empty."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    return product((boxes[..., 2:] - boxes[..., :2]).clamp(min=0))
+
+
+def product(sides: Tensor) -> Tensor:
+    """Width times height: (..., 2) -> (...). The gradient of Tensor.prod looks for zeros, and so waits for
+    the device."""
+    width, height = sides.unbind(-1)
+    return width * height
 
 
 def to_cxcywh(boxes: Tensor) -> Tensor:

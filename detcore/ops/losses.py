@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.ops.boxes import area, paired_iou
+from detcore.ops.boxes import area, paired_iou, product
 
 # Keeps 0/0 of empty boxes finite; far below one square pixel.
 EPSILON = 1e-7
@@ -31,12 +31,12 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     lower = torch.maximum(predicted[..., :2], target[..., :2])
     upper = torch.minimum(predicted[..., 2:], target[..., 2:])
     overlap = (upper > lower).all(dim=-1)
-    intersection = torch.where(overlap, (upper - lower).prod(dim=-1), 0.0)
+    intersection = torch.where(overlap, product(upper - lower), 0.0)
     union = area(predicted) + area(target) - intersection
     outer = torch.maximum(predicted[..., 2:], target[..., 2:]) - torch.minimum(
         predicted[..., :2], target[..., :2]
     )
-    hull = outer.prod(dim=-1)
+    hull = product(outer)
     giou = intersection / (union + EPSILON) - (hull - union) / (hull + EPSILON)
     return 1 - giou
 

@@ -126,11 +126,11 @@ class Run:
         if ranks > 1:
             program = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *program]
         own = {"LAUNCH_RUN_DIR": str(self.folder), "LAUNCH_ATTEMPT": str(self.attempt)}
-        own |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+        usual = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
         with (self.folder / f"log-{self.attempt}.txt").open("w") as log:
             return subprocess.Popen(
                 [sys.executable, *program],
-                env=os.environ | self.env | own,
+                env=os.environ | usual | self.env | own,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -231,6 +231,15 @@ def test_a_training_step_asks_for_no_value(name: str) -> None:
 
 
 @EACH
+def test_no_gradient_asks_for_a_value(name: str) -> None:
+    """Some of PyTorch's do, as that of Tensor.prod, but not of fake tensors."""
+    model = small(name)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        total(model(*batch())).backward()
+    assert not {"aten::item", "aten::nonzero"} & {event.name for event in seen.events()}
+
+
+@EACH
 def test_a_training_step_never_waits_for_the_device(name: str, cuda: torch.device) -> None:
     images, sizes, targets = batch()
     model = small(name).to(cuda)
