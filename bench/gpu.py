@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,17 @@ from PIL import Image
 from bench import beside
 from bench.detectors import CLASSES, MODELS, batch, learner, their_targets
 from bench.heads import WHOLE
-from bench.measure import Result, in_turn, show
+from bench.measure import Result, in_turn, show, table
 from detcore.config import Train
 from detcore.data.coco import read_coco
 from detcore.data.feed import Feed, Inputs
 from detcore.distributed import World
 
 SHIPPED, FULL = 2, 16  # images in a step
-STEPS = 10  # that one measurement is made of
+STEPS, PAIRS = 10, 5  # in one measurement; measurements
 FAST = {"amp": "bf16", "channels_last": True, "compile": True}
+
+Rate = Callable[[], float]
 
 
 def main() -> list[Result]:
@@ -37,28 +39,26 @@ def main() -> list[Result]:
         return []
     print(f"the loader alone: {loading():.0f} images/s with {os.cpu_count()} workers", file=sys.stderr)
     beside.bring()
-    return [result for name in MODELS for result in (plain(name), shipped(name), equal(name))]
+    return [result for name in MODELS for result in compared(name)]
 
 
-def plain(name: str) -> Result:
-    ours, theirs = rate(our_step(name, SHIPPED), SHIPPED), rate(their_step(name, SHIPPED), SHIPPED)
-    claim = f"{name}: both in float32, {SHIPPED} images a step"
-    return in_turn(claim, ">= 1", ("detcore", ours), ("torchvision", theirs), unit="images/s")
+def compared(name: str) -> Iterator[Result]:
+    def against(what: str, bound: str, ours: Rate, theirs: Rate) -> Result:
+        sides = ("detcore", ours), ("torchvision", theirs)
+        result = in_turn(f"{name}: {what}", bound, *sides, unit="images/s", pairs=PAIRS)
+        print(table([result]).splitlines()[-1], file=sys.stderr)
+        return result
+
+    shipped = rate(their_step(name, SHIPPED), SHIPPED)
+    plain = rate(our_step(name, SHIPPED), SHIPPED)
+    yield against(f"both in float32, {SHIPPED} images a step", ">= 1", plain, shipped)
+    best = rate(our_step(name, FULL, **FAST), FULL)
+    yield against("our best beside theirs as shipped", ">= 4", best, shipped)
+    equal = rate(their_step(name, FULL, fast=True), FULL)
+    yield against(f"both in bfloat16, channels_last, {FULL} images a step", ">= 1.5", best, equal)
 
 
-def shipped(name: str) -> Result:
-    ours, theirs = rate(our_step(name, FULL, **FAST), FULL), rate(their_step(name, SHIPPED), SHIPPED)
-    claim = f"{name}: our best beside theirs as shipped"
-    return in_turn(claim, ">= 4", ("detcore", ours), ("torchvision", theirs), unit="images/s")
-
-
-def equal(name: str) -> Result:
-    ours, theirs = rate(our_step(name, FULL, **FAST), FULL), rate(their_step(name, FULL, fast=True), FULL)
-    claim = f"{name}: both in bfloat16, channels_last, {FULL} images a step"
-    return in_turn(claim, ">= 1.5", ("detcore", ours), ("torchvision", theirs), unit="images/s")
-
-
-def rate(step: Callable[[], None], images: int) -> Callable[[], float]:
+def rate(step: Callable[[], None], images: int) -> Rate:
     for _ in range(3):
         step()
 
