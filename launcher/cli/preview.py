@@ -78,7 +78,7 @@ def _script(plan: Plan) -> str | None:
 
 
 def _resources(resources: Resources) -> str:
-    unit = "GPUs" if resources.device == "cuda" else "CPU workers"
+    unit = ("GPU" if resources.device == "cuda" else "CPU worker") + "s" * (resources.gpus != 1)
     nodes = f" on each of {resources.nodes} nodes" if resources.nodes > 1 else ""
     least = f" (at least {resources.min_gpus})" if resources.min_gpus > 1 else ""
     return f"{resources.gpus} {unit}{nodes}{least}"
