@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +52,7 @@ class _Hashed:
     writer it would come out as something else."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
-        self.file, self.sha, self.size = path.open("xb"), hashlib.sha256(), 0
+        self.file, self.sha, self.size, self.leaving = path.open("xb"), hashlib.sha256(), 0, 0
         self.progress, self.error = progress, None
 
     def write(self, data: Any) -> int:
@@ -61,27 +60,39 @@ class _Hashed:
         if self.error is None:
             try:
                 for start in range(0, view.nbytes, CHUNK):
-                    self.file.write(view[start : start + CHUNK])
-                    self.sha.update(view[start : start + CHUNK])
+                    chunk = view[start : start + CHUNK]
+                    self.file.write(chunk)
+                    self.size += chunk.nbytes
+                    self._send_off()
+                    self.sha.update(chunk)
                     self.progress()
-                self.size += view.nbytes
             except OSError as error:
                 self.error = error
         return view.nbytes
+
+    def _send_off(self) -> None:
+        """Have the disk take what came since the last time, while it is hashed: so fsync finds little left.
+        What is on its way stays in memory, for whoever reads the file next."""
+        if self.size - self.leaving >= CHUNK:
+            os.posix_fadvise(
+                self.file.fileno(), self.leaving, self.size - self.leaving, os.POSIX_FADV_DONTNEED
+            )
+            self.leaving = self.size
 
     def flush(self) -> None:
         pass
 
 
-def _write(path: Path, content: Any, progress: Progress) -> tuple[dict[str, Any], int]:
-    """`content` by torch.save -> the manifest's entry, and the open file, to be fsynced. Raises OSError."""
+def _write(path: Path, content: Any, progress: Progress) -> dict[str, Any]:
+    """`content` by torch.save, onto the disk -> the manifest's entry. Raises OSError."""
     file = _Hashed(path, progress)
     with file.file:
         torch.save(content, file)
         if file.error is not None:
             raise file.error
         file.file.flush()
-        return {"size": file.size, "sha256": file.sha.hexdigest()}, os.dup(file.file.fileno())
+        os.fsync(file.file.fileno())
+    return {"size": file.size, "sha256": file.sha.hexdigest()}
 
 
 def save(
@@ -96,13 +107,7 @@ def save(
     target = run.checkpoints / f"step-{step:08d}-fence-{run.fence}"
     try:
         files = {"train.pth": training, "model.pth": model}
-        entries, synced = {}, []
-        with ThreadPoolExecutor(1) as beside:  # one file gets to the disk while the next is hashed
-            for name, content in files.items():
-                entries[name], handle = _write(aside / name, content, progress)
-                synced.append(beside.submit(_sync, handle))
-        for ended in synced:
-            ended.result()
+        entries = {name: _write(aside / name, content, progress) for name, content in files.items()}
         manifest = {"schema": SCHEMA, "step": step, "fence": run.fence}
         manifest |= {"recipe_hash": run.recipe_hash, "git_commit": run.git_commit, "files": entries}
         write_whole(aside / MANIFEST, json.dumps(manifest).encode())

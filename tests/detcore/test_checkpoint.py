@@ -37,6 +37,17 @@ def test_what_is_saved_is_found(tmp_path: Path, said: list[str]) -> None:
     assert manifest["files"]["model.pth"]["size"] == (path / "model.pth").stat().st_size
 
 
+def test_longer_than_what_is_written_at_a_time(tmp_path: Path, said: list[str]) -> None:
+    """In pieces, each sent off to the disk."""
+    weights = {"small": torch.ones(3), "large": torch.arange(9e6), "last": torch.arange(3e6)}
+    moved: list[None] = []
+    save(RunDir(tmp_path, 1), 7, {"step": 7}, weights, lambda: moved.append(None))
+    found = newest(tmp_path / "checkpoints", said.append)
+    assert found and not said and len(moved) > 3
+    model = found.model()
+    assert model.keys() == weights.keys() and all(torch.equal(model[key], weights[key]) for key in weights)
+
+
 def test_a_later_attempt_is_newer_even_at_an_earlier_step(tmp_path: Path, said: list[str]) -> None:
     put(tmp_path, 90, fence=1)
     put(tmp_path, 50, fence=2)
