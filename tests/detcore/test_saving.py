@@ -24,6 +24,7 @@ from detcore.recorder import Recorder
 from detcore.rundir import Heartbeat, RunDir
 from detcore.saving import Saver
 from detcore.snapshot import Snapshot
+from detcore.writer import Writer
 from tests.detcore.conftest import TINY, Run
 
 WIDE = 4000  # 64 MB of weights, and as much momentum
@@ -150,6 +151,17 @@ def die_while_writing(folder: Path) -> None:
     while not any(path.stat().st_size for path in folder.glob("checkpoints/.tmp-*/*")):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_training_has_its_turn_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """Whoever wants the interpreter's lock gets it ten times as soon as usual; afterwards, as before."""
+    training = Training(tmp_path / "run", wide=10).step()
+    usual, seen = sys.getswitchinterval(), []
+    writer = Writer(training.run, training.optimizer, lambda: seen.append(sys.getswitchinterval()))
+    writer.begin(1, *training.state())
+    writer.wait(lambda: None)
+    assert writer.outcome() is not None
+    assert seen == [pytest.approx(usual / 10)] and sys.getswitchinterval() == usual
 
 
 def test_none_without_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
