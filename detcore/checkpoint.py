@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.serialization import config as torch_config
 
 from detcore.errors import InputError
 from detcore.rundir import SCHEMA, RunDir, write_json, write_whole
@@ -84,10 +85,14 @@ class _Hashed:
 
 
 def _write(path: Path, content: Any, progress: Progress) -> dict[str, Any]:
-    """`content` by torch.save, onto the disk -> the manifest's entry. Raises OSError."""
+    """`content` by torch.save, onto the disk -> the manifest's entry. Raises OSError.
+
+    Without the zip's CRC-32, which torch never looks at: the manifest's hash says more.
+    """
     file = _Hashed(path, progress)
     with file.file:
-        torch.save(content, file)
+        with torch_config.patch("save.compute_crc32", False):
+            torch.save(content, file)
         if file.error is not None:
             raise file.error
         file.file.flush()

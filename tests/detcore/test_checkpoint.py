@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.serialization import get_crc32_options
 
 from detcore.checkpoint import newest, save, sweep
 from detcore.rundir import Heartbeat, RunDir
@@ -38,7 +39,7 @@ def test_what_is_saved_is_found(tmp_path: Path, said: list[str]) -> None:
 
 
 def test_longer_than_what_is_written_at_a_time(tmp_path: Path, said: list[str]) -> None:
-    """In pieces, each sent off to the disk."""
+    """In pieces, each sent off to the disk; and torch.save elsewhere in the program is as it was."""
     weights = {"small": torch.ones(3), "large": torch.arange(9e6), "last": torch.arange(3e6)}
     moved: list[None] = []
     save(RunDir(tmp_path, 1), 7, {"step": 7}, weights, lambda: moved.append(None))
@@ -46,6 +47,7 @@ def test_longer_than_what_is_written_at_a_time(tmp_path: Path, said: list[str]) 
     assert found and not said and len(moved) > 3
     model = found.model()
     assert model.keys() == weights.keys() and all(torch.equal(model[key], weights[key]) for key in weights)
+    assert get_crc32_options()
 
 
 def test_a_later_attempt_is_newer_even_at_an_earlier_step(tmp_path: Path, said: list[str]) -> None:
