@@ -107,7 +107,7 @@ def torch() -> dict[str, Any]:
         version, spec = metadata.version("torch"), importlib.util.find_spec("torch")
         if spec and spec.origin:  # found, not imported: that takes seconds, from a network disk minutes
             torchrun = (Path(spec.origin).parent / "distributed" / "run.py").read_text(encoding="utf-8")
-            return {"version": version, "shutdown_timeout": "--shutdown-timeout" in torchrun}
+            return {"version": version, "shutdown_timeout": "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in torchrun}
     return {"version": None, "shutdown_timeout": False}
 
 

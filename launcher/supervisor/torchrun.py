@@ -77,7 +77,6 @@ def command(
         *(python, "-P", "-m", "torch.distributed.run"),
         *(meeting.options(FETCHING if recipe.fetch else PATIENCE) if meeting else ["--nnodes=1"]),
         *(f"--nproc-per-node={gpus}", "--max-restarts=0"),
-        f"--shutdown-timeout={math.ceil(budget)}",
         f"--log-dir={os.devnull}",  # else it leaves a folder in /tmp at every start; the logs are rank.py's
         # -I -S: rank.py needs no packages, and starts in a few ms without them
         *("--no-python", python, "-I", "-S", rank.__file__),
@@ -102,6 +101,8 @@ def command(
         "LAUNCH_RUN_ID": run.id,
         "LAUNCH_ATTEMPT": str(attempt),
         "LAUNCH_SAVE_BUDGET": f"{budget:g}",
+        # --shutdown-timeout would do the same, and is an error for a torchrun that does not know it (2.11)
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(budget)),
         "LAUNCH_CHECKPOINT_EVERY": recipe.checkpoint.every,
         "LAUNCH_CHECKPOINT_BUSY": recipe.checkpoint.busy,
         "LAUNCH_CHECKPOINT_KEEP": str(recipe.checkpoint.keep),

@@ -56,6 +56,17 @@ def test_sigterm_again_during_a_slow_save_changes_nothing(toy: Make) -> None:
     run.assert_undisturbed(9)
 
 
+@pytest.mark.soak
+def test_a_save_may_take_longer_than_torchruns_own_patience(toy: Make) -> None:
+    """Left alone, torchrun kills its workers 30 s after a signal."""
+    run = toy("--steps 6 --wait-at 4 --every 100 --save 33", grace=40).start()
+    run.at(4)
+    os.kill(run.supervisor, signal.SIGTERM)
+    wait("the end of the attempt", lambda: run.ends)
+    assert run.states == ["preempted"] and run.ends[0]["saved"] and run.ends[0]["seconds_to_stop"] > 33
+    control.stop(run.run)
+
+
 def test_sigterm_before_the_program_can_save_is_no_crash(toy: Make) -> None:
     run = toy("--steps 3 --late 3", crashes=0).start()
     wait("the first words", lambda: run.run.rank_log(1, 0).exists() and run.run.rank_log(1, 0).read_text())

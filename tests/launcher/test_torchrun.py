@@ -31,7 +31,7 @@ def test_what_the_contract_promises(tmp_path: Path) -> None:
     policy = {"every": "500it", "busy": "skip", "keep": 2, "keep_every": "5000it"}
     told = build(tmp_path, make(tmp_path, restart={"grace": "30s"}, checkpoint=policy))
     assert "--nproc-per-node=2" in told.argv and "--max-restarts=0" in told.argv
-    assert "--shutdown-timeout=28" in told.argv, "torchrun kills before the supervisor does"
+    assert told.env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "28", "torchrun kills before the supervisor does"
     run = tmp_path / "r-20260101-000000-0000"
     assert (
         told.env

@@ -40,8 +40,8 @@ def _torch(node: dict[str, Any]) -> Finding:
         return Finding("torch", "bad", found, "no run can start", do)
     found = f"torch {torch['version']}"
     if not torch["shutdown_timeout"]:
-        means = "torchrun does not know --shutdown-timeout and ends workers 30 s after a signal, saved or not"
-        return Finding("torch", "bad", found, means, "Install torch 2.11 or newer.")
+        means = "its torchrun ends workers 30 s after a signal, saved or not"
+        return Finding("torch", "bad", found, means, "Install torch 2.13 or newer.")
     return Finding("torch", "good", found, "torchrun waits for a save as long as it is told to")
 
 
