@@ -72,11 +72,14 @@ def open_store(url: str, settings: StoreSettings | None = None) -> Store:
 @contextmanager
 def _no_collections() -> Iterator[None]:
     """What botocore reads to know S3 is a hundred thousand objects that stay: looking for garbage among them
-    is a tenth of what a short command costs."""
+    is a third of what a short command costs, and a part of what a long one does. The first time they are put
+    where nobody looks, not at the end either; not every time, since a store that is let go is garbage."""
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
+        if not gc.get_freeze_count():
+            gc.freeze()
     finally:
         if collects:
             gc.enable()
