@@ -67,9 +67,10 @@ def bit_exact() -> Iterator[None]:
 
 
 def computed(name: str, device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """Loss terms and gradients, on the CPU."""
+    """Loss terms and gradients, on the CPU. Batch norm takes its stored statistics: those of a few values of
+    a small map magnify every rounding."""
     torch.manual_seed(0)
-    model = build_model(model_section(section(name)), pretrained=False).to(device)
+    model = build_model(model_section(section(name)), pretrained=False).to(device).eval()
     losses = model(*part(device))
     total(losses).backward()
     return torch.stack(list(losses.values())).cpu(), [p.grad.cpu() for p in model.parameters()]
@@ -113,7 +114,7 @@ def test_it_goes_on_bit_for_bit(name: str, tiny: dict[str, Any], cuda: torch.dev
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what inductor imports
-def test_a_compiled_step_learns_the_same(tiny: dict[str, Any], cuda: torch.device) -> None:
+def test_a_compiled_step_learns_the_same(tiny: dict[str, Any], cuda: torch.device, exact: None) -> None:
     plain, compiled = (learner(tiny, "fcos", cuda, compile=on) for on in (False, True))
     compiled.model.load_state_dict(plain.model.state_dict())
     for step in (1, 2):
