@@ -85,12 +85,12 @@ class HourglassNet(nn.Module):
         self.channels, self.strides = (channels,) * stacks, (4,) * stacks
         self.divisor = 4 * 2 ** (len(dims) - 1)
         self.stem = nn.Sequential(
-            ConvNorm(3, stem, 7, norm=norm, stride=2, activation=nn.ReLU()),
+            ConvNorm(3, stem, 7, norm=norm, stride=2, activation=nn.ReLU),
             residual(stem, channels, norm, stride=2),
         )
         self.hourglasses = nn.ModuleList(Hourglass(dims, blocks, norm) for _ in range(stacks))
         self.outputs = nn.ModuleList(
-            ConvNorm(channels, channels, 3, norm=norm, activation=nn.ReLU()) for _ in range(stacks)
+            ConvNorm(channels, channels, 3, norm=norm, activation=nn.ReLU) for _ in range(stacks)
         )
         self.joints = nn.ModuleList(Joint(channels, norm) for _ in range(stacks - 1))
 

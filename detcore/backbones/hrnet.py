@@ -15,7 +15,7 @@ STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 
 
 def halving(inputs: int, outputs: int, norm: str, relu: bool = True) -> ConvNorm:
-    return ConvNorm(inputs, outputs, 3, norm=norm, stride=2, activation=nn.ReLU() if relu else None)
+    return ConvNorm(inputs, outputs, 3, norm=norm, stride=2, activation=nn.ReLU if relu else nn.Identity)
 
 
 class Fusion(nn.Module):
@@ -88,7 +88,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         kept = [
-            nn.Identity() if own == wanted else ConvNorm(own, wanted, 3, norm=norm, activation=nn.ReLU())
+            nn.Identity() if own == wanted else ConvNorm(own, wanted, 3, norm=norm, activation=nn.ReLU)
             for own, wanted in zip(before, channels, strict=False)
         ]
         self.transition = nn.ModuleList([*kept, halving(before[-1], channels[-1], norm)])

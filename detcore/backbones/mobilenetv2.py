@@ -37,10 +37,10 @@ class InvertedResidual(nn.Module):
         hidden = inputs * expansion
         self.residual = stride == 1 and inputs == outputs
         self.expand = (
-            ConvNorm(inputs, hidden, 1, norm=norm, activation=nn.ReLU6()) if expansion != 1 else nn.Identity()
+            ConvNorm(inputs, hidden, 1, norm=norm, activation=nn.ReLU6) if expansion != 1 else nn.Identity()
         )
         self.depthwise = ConvNorm(
-            hidden, hidden, 3, norm=norm, stride=stride, groups=hidden, same=same, activation=nn.ReLU6()
+            hidden, hidden, 3, norm=norm, stride=stride, groups=hidden, same=same, activation=nn.ReLU6
         )
         self.project = ConvNorm(hidden, outputs, 1, norm=norm)
 
@@ -82,7 +82,7 @@ class MobileNetV2(nn.Module):
         channels = round_channels(32 * width)
         stride = 2
         shapes = {"conv1": (channels, stride)}
-        self.conv1 = ConvNorm(3, channels, 3, norm=norms["conv1"], stride=2, same=same, activation=nn.ReLU6())
+        self.conv1 = ConvNorm(3, channels, 3, norm=norms["conv1"], stride=2, same=same, activation=nn.ReLU6)
         for i, (expansion, base, count, step) in enumerate(LAYERS, start=1):
             name, outputs, blocks = f"layer{i}", round_channels(base * width), []
             shapes[f"{name}.expand"] = (channels * expansion, stride)
@@ -95,7 +95,7 @@ class MobileNetV2(nn.Module):
             shapes[name] = (channels, stride)
             self.add_module(name, nn.Sequential(*blocks))
         last = round_channels(1280 * max(1.0, width))
-        self.conv2 = ConvNorm(channels, last, 1, norm=norms["conv2"], activation=nn.ReLU6())
+        self.conv2 = ConvNorm(channels, last, 1, norm=norms["conv2"], activation=nn.ReLU6)
         shapes["conv2"] = (last, stride)
 
         self.channels = tuple(shapes[tap][0] for tap in self.taps)

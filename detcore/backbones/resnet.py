@@ -17,13 +17,15 @@ class BasicBlock(nn.Module):
         self, inputs: int, middle: int, outputs: int, stride: int, stride_in_1x1: bool, norm: str
     ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(inputs, outputs, 3, norm=norm, stride=stride, activation=nn.ReLU())
+        self.conv1 = ConvNorm(inputs, outputs, 3, norm=norm, stride=stride, activation=nn.ReLU)
         self.conv2 = ConvNorm(outputs, outputs, 3, norm=norm)
         project = stride != 1 or inputs != outputs
         self.shortcut = ConvNorm(inputs, outputs, 1, norm=norm, stride=stride) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x))
+        out = self.conv2(self.conv1(x))
+        out += self.shortcut(x)
+        return F.relu_(out)
 
 
 class Bottleneck(nn.Module):
@@ -41,16 +43,18 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = ConvNorm(inputs, middle, 1, norm=norm, stride=first, activation=nn.ReLU())
+        self.conv1 = ConvNorm(inputs, middle, 1, norm=norm, stride=first, activation=nn.ReLU)
         self.conv2 = ConvNorm(
-            middle, middle, 3, norm=norm, stride=second, dilation=dilation, activation=nn.ReLU()
+            middle, middle, 3, norm=norm, stride=second, dilation=dilation, activation=nn.ReLU
         )
         self.conv3 = ConvNorm(middle, outputs, 1, norm=norm)
         project = stride != 1 or inputs != outputs
         self.shortcut = ConvNorm(inputs, outputs, 1, norm=norm, stride=stride) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv3(self.conv2(self.conv1(x))) + self.shortcut(x))
+        out = self.conv3(self.conv2(self.conv1(x)))
+        out += self.shortcut(x)
+        return F.relu_(out)
 
 
 class ResNet(nn.Module):
@@ -82,7 +86,7 @@ class ResNet(nn.Module):
         norms = ["frozen_bn" if stage < freeze else norm for stage in range(5)]
         self.taps = tuple(taps)
         self.pixels = CAFFE_PIXELS if style == "caffe" else TORCHVISION_PIXELS
-        self.stem = ConvNorm(3, stem, 7, norm=norms[0], stride=2, activation=nn.ReLU())
+        self.stem = ConvNorm(3, stem, 7, norm=norms[0], stride=2, activation=nn.ReLU)
         inputs, strides = stem, []
         for stage, count in enumerate(BLOCKS[depth]):
             dilated, blocks = {"dilation": 2} if dilate and stage == 3 else {}, []

@@ -39,11 +39,11 @@ class CornerPooling(nn.Module):
     def __init__(self, channels: int, mid_channels: int, vertical: Any, horizontal: Any, norm: str) -> None:
         super().__init__()
         self.pool1, self.pool2 = vertical, horizontal
-        self.branch1 = ConvNorm(channels, mid_channels, 3, norm=norm, activation=nn.ReLU())
-        self.branch2 = ConvNorm(channels, mid_channels, 3, norm=norm, activation=nn.ReLU())
+        self.branch1 = ConvNorm(channels, mid_channels, 3, norm=norm, activation=nn.ReLU)
+        self.branch2 = ConvNorm(channels, mid_channels, 3, norm=norm, activation=nn.ReLU)
         self.pooled = ConvNorm(mid_channels, channels, 3, norm=norm)
         self.shortcut = ConvNorm(channels, channels, 1, norm=norm)
-        self.output = ConvNorm(channels, channels, 3, norm=norm, activation=nn.ReLU())
+        self.output = ConvNorm(channels, channels, 3, norm=norm, activation=nn.ReLU)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pool1(self.branch1(x)) + self.pool2(self.branch2(x))

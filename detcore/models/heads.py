@@ -16,7 +16,7 @@ PRIOR = 0.01  # probability of an object that the first predictions start from (
 def tower(channels: int, length: int, norm: str) -> nn.Sequential:
     """3x3 convolutions, each with norm and ReLU."""
     return nn.Sequential(
-        *(ConvNorm(channels, channels, 3, norm=norm, bias=True, activation=nn.ReLU()) for _ in range(length))
+        *(ConvNorm(channels, channels, 3, norm=norm, bias=True, activation=nn.ReLU) for _ in range(length))
     )
 
 

@@ -32,11 +32,11 @@ class ExtraLayer(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, norm: str, same: bool) -> None:
         middle = outputs // 2
         super().__init__()
-        self.reduce = ConvNorm(inputs, middle, 1, norm=norm, activation=nn.ReLU6())
+        self.reduce = ConvNorm(inputs, middle, 1, norm=norm, activation=nn.ReLU6)
         self.depthwise = ConvNorm(
-            middle, middle, 3, norm=norm, stride=2, groups=middle, same=same, activation=nn.ReLU6()
+            middle, middle, 3, norm=norm, stride=2, groups=middle, same=same, activation=nn.ReLU6
         )
-        self.pointwise = ConvNorm(middle, outputs, 1, norm=norm, activation=nn.ReLU6())
+        self.pointwise = ConvNorm(middle, outputs, 1, norm=norm, activation=nn.ReLU6)
 
 
 class ExtraLayers(nn.Module):
@@ -69,7 +69,7 @@ class SSDLiteHead(nn.Module):
         def predictors(outputs: int) -> nn.ModuleList:
             return nn.ModuleList(
                 nn.Sequential(
-                    ConvNorm(width, width, 3, norm=norm, groups=width, activation=nn.ReLU6()),
+                    ConvNorm(width, width, 3, norm=norm, groups=width, activation=nn.ReLU6),
                     nn.Conv2d(width, count * outputs, 1),
                 )
                 for width, count in zip(channels, anchors, strict=True)

@@ -27,11 +27,11 @@ class DilatedBlock(nn.Module):
 
     def __init__(self, channels: int, mid_channels: int, dilation: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(channels, mid_channels, 1, norm=norm, bias=True, activation=nn.ReLU())
+        self.conv1 = ConvNorm(channels, mid_channels, 1, norm=norm, bias=True, activation=nn.ReLU)
         self.conv2 = ConvNorm(
-            mid_channels, mid_channels, 3, norm=norm, dilation=dilation, bias=True, activation=nn.ReLU()
+            mid_channels, mid_channels, 3, norm=norm, dilation=dilation, bias=True, activation=nn.ReLU
         )
-        self.conv3 = ConvNorm(mid_channels, channels, 1, norm=norm, bias=True, activation=nn.ReLU())
+        self.conv3 = ConvNorm(mid_channels, channels, 1, norm=norm, bias=True, activation=nn.ReLU)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv3(self.conv2(self.conv1(x)))
