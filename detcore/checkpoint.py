@@ -87,11 +87,12 @@ class _Hashed:
 def _write(path: Path, content: Any, progress: Progress) -> dict[str, Any]:
     """`content` by torch.save, onto the disk -> the manifest's entry. Raises OSError.
 
-    Without the zip's CRC-32, which torch never looks at: the manifest's hash says more.
+    The weights are a zip file that any program reads. What only resuming reads goes without zip's CRC-32:
+    torch never looks at it, and the manifest's hash says more.
     """
     file = _Hashed(path, progress)
     with file.file:
-        with torch_config.patch("save.compute_crc32", False):
+        with torch_config.patch("save.compute_crc32", path.name == "model.pth"):
             torch.save(content, file)
         if file.error is not None:
             raise file.error
