@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def test_what_is_saved_is_found(tmp_path: Path, said: list[str]) -> None:
 
 
 def test_longer_than_what_is_written_at_a_time(tmp_path: Path, said: list[str]) -> None:
-    """In pieces, each sent off to the disk; and torch.save elsewhere in the program is as it was."""
+    """In pieces, each sent off to the disk. The weights are a zip file that any program reads, and torch.save
+    elsewhere in this one is as it was."""
     weights = {"small": torch.ones(3), "large": torch.arange(9e6), "last": torch.arange(3e6)}
     moved: list[None] = []
     save(RunDir(tmp_path, 1), 7, {"step": 7}, weights, lambda: moved.append(None))
@@ -47,7 +49,7 @@ def test_longer_than_what_is_written_at_a_time(tmp_path: Path, said: list[str]) 
     assert found and not said and len(moved) > 3
     model = found.model()
     assert model.keys() == weights.keys() and all(torch.equal(model[key], weights[key]) for key in weights)
-    assert get_crc32_options()
+    assert ZipFile(found.path / "model.pth").testzip() is None and get_crc32_options()
 
 
 def test_a_later_attempt_is_newer_even_at_an_earlier_step(tmp_path: Path, said: list[str]) -> None:
