@@ -20,15 +20,16 @@ from launcher.storage.answers import Answers, Gone, Unexplained
 from launcher.storage.base import Damaged, NotFound, PreconditionFailed, StoreSettings
 from launcher.storage.client import Access
 from launcher.storage.parts import Pool, Span
-from launcher.storage.wire import CHUNK, META, Headers, Wire, md5_of
+from launcher.storage.wire import META, Headers, Read, Wire, md5_of
 
 T = TypeVar("T")
 
 Condition = dict[str, str]  # IfNoneMatch or IfMatch, or nothing
-Answer = tuple[Headers, Iterator[bytes]]
+Answer = tuple[Headers, Iterator[memoryview]]
 Step = Callable[[dict[str, Any]], str]  # makes a part of an upload, which these parameters name; its etag
 Steps = Sequence[Step]
 
+CHUNK = 1 << 20
 LOST = timedelta(minutes=1)  # no longer ago than this an upload was begun that is ours
 NEXT = {  # what asks for the next page, and what of the one before tells it
     "list_objects_v2": {"ContinuationToken": "NextContinuationToken"},
@@ -87,8 +88,11 @@ class Bucket:
         return headers
 
     @contextlib.contextmanager
-    def reading(self, key: str, etag: str = "", span: Span | None = None) -> Iterator[Answer]:
-        """One GET, tried once. Another object than `etag` is PreconditionFailed."""
+    def reading(
+        self, key: str, etag: str = "", span: Span | None = None, room: memoryview | None = None
+    ) -> Iterator[Answer]:
+        """One GET, tried once: headers, and the body as it comes, in what is then the next of `room`; where
+        that has an end it begins anew. Another object than `etag` is PreconditionFailed."""
         params = {"IfMatch": etag} if etag else {}
         if span and span.size:
             params["Range"] = f"bytes={span.start}-{span.start + span.size - 1}"
@@ -97,7 +101,8 @@ class Bucket:
             if size < 0 or (span and size != span.size):
                 expected = f" instead of {span.size}" if span else ""
                 raise Damaged(f"s3://{self.name}/{key} has come with {size} bytes{expected}")
-            yield headers, _exactly(size, read, self.watch)
+            room = memoryview(bytearray(min(size, CHUNK))) if room is None else room
+            yield headers, _exactly(size, read, room, self.watch)
 
     def put(self, key: str, body: bytes, metadata: dict[str, str], condition: Condition) -> str:
         """PutObject; the etag. `metadata` tells our own object, found in our way after a lost answer."""
@@ -235,11 +240,13 @@ def _unrecorded(key: str) -> Iterator[Callable[[str], None]]:
     yield lambda upload: None
 
 
-def _exactly(size: int, read: Callable[[int], bytes], watch: Callable[[int], None]) -> Iterator[bytes]:
+def _exactly(size: int, read: Read, room: memoryview, watch: Callable[[int], None]) -> Iterator[memoryview]:
+    at = 0
     while size:
-        chunk = read(min(size, CHUNK))
-        if not chunk:
+        chunk = room[at : at + min(size, CHUNK)]
+        if not (count := read(chunk)):
             raise StoreAway("the store has stopped in the middle of an object")
-        size -= len(chunk)
-        watch(len(chunk))
-        yield chunk
+        size -= count
+        at = (at + count) % len(room)
+        watch(count)
+        yield chunk[:count]

@@ -4,8 +4,8 @@ urllib3's timeout is that of a single read: a store that sends a byte now and th
 Here a whole exchange ends that moves less than LITTLE in PATIENCE seconds.
 """
 
-import http.client
 import io
+import socket
 import ssl
 import time
 import weakref
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from launcher.errors import StoreAway, StoreError
+from launcher.storage.exchange import Garbled, Response, head
 
 CONNECT_WITHIN = 5.0  # seconds
 SILENCE = 15.0  # without a byte
@@ -25,38 +25,60 @@ LITTLE = 16 << 10  # bytes
 PIECE = 256 << 10  # bytes that are sent with one timeout, so that a slow line is not a dead one
 KEPT = 32
 
-Connection = http.client.HTTPConnection
-Response = http.client.HTTPResponse
+
+class Connection:
+    """To one store, for one request after another."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self.sock = socket.create_connection((host, port), CONNECT_WITHIN)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context:
+            self.sock = context.wrap_socket(self.sock, server_hostname=host)
+        self.sock.settimeout(SILENCE)
+        self._patient = _Patient(self.sock)
+        self._file = io.BufferedReader(self._patient)
+
+    def ask(self, method: str, first: bytes, body: bytes) -> Response:
+        """`first` goes before the body. The connection is closed after any error."""
+        try:
+            # An answer may come before all was sent: then it says why the store has stopped to listen.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                view = memoryview(body if len(body) > PIECE else first + body)
+                if len(body) > PIECE:
+                    self.sock.sendall(first)
+                for start in range(0, len(view), PIECE):
+                    self.sock.sendall(view[start : start + PIECE])
+            self._patient.begin()  # now: what is sent may take long
+            return Response(method, self._file)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.sock.close()
 
 
 class _Patient(io.RawIOBase):
     """What a socket receives, for as long as it gets on."""
 
-    def __init__(self, raw: io.RawIOBase) -> None:
-        self._raw, self._got, self._until = raw, 0, time.monotonic() + PATIENCE
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def begin(self) -> None:
+        self._got, self._until = 0, time.monotonic() + PATIENCE
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = self._raw.readinto(buffer) or 0
+        count = self._sock.recv_into(buffer)
         self._got += count
         now = time.monotonic()
         if self._got >= LITTLE:
             self._got, self._until = 0, now + PATIENCE
         if now > self._until:
             raise TimeoutError("too slow")
-        return int(count)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(Response):
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self.fp = io.BufferedReader(_Patient(self.fp.detach()))
+        return count
 
 
 class Answer:
@@ -66,9 +88,13 @@ class Answer:
         self.status, self.headers = response.status, response.headers
         self._response, self._where = response, where
 
-    def read(self, size: int | None = None) -> bytes:
+    def read(self, limit: int | None = None) -> bytes:
         with _speaking(self._where):
-            return self._response.read(size)
+            return self._response.read(limit)
+
+    def readinto(self, view: memoryview) -> int:
+        with _speaking(self._where):
+            return self._response.readinto(view)
 
 
 class Connections:
@@ -80,19 +106,23 @@ class Connections:
         weakref.finalize(self, _close, self._idle)
 
     @contextmanager
-    def exchange(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Iterator[Answer]:
+    def exchange(
+        self, method: str, url: str, headers: Mapping[str, str | bytes], body: bytes
+    ) -> Iterator[Answer]:
         """One request. Raises StoreAway. The connection is kept if the body was read to its end."""
         there = urlsplit(url)
         where = there.netloc.rpartition("@")[2]
         idle = self._idle.setdefault(f"{there.scheme}://{where}", [])
-        request = partial(self._ask, method, urlunsplit(("", "", *there[2:4], "")), headers, body)
+        target = urlunsplit(("", "", *there[2:4], ""))
+        ask = partial(
+            Connection.ask, method=method, first=head(method, target, where, headers, len(body)), body=body
+        )
         with _speaking(where):
             # A POST that is done twice counts twice: it takes no connection that may be stale.
-            reuse = [] if method == "POST" else idle
-            connection, response = self._begun(reuse, there.scheme == "https", where, request)
+            connection, response = self._begun([] if method == "POST" else idle, there, ask)
         try:
             yield Answer(response, where)
-            if response.isclosed() and not response.will_close and len(idle) < KEPT:
+            if response.done and response.kept and len(idle) < KEPT:
                 idle.append(connection)
                 return
         except BaseException:
@@ -101,37 +131,15 @@ class Connections:
         connection.close()
 
     def _begun(
-        self, idle: list[Connection], tls: bool, where: str, request: Callable[[Connection], Response]
+        self, idle: list[Connection], there: SplitResult, ask: Callable[[Connection], Response]
     ) -> tuple[Connection, Response]:
         with suppress(IndexError, ConnectionError):  # one that the store has closed meanwhile tells nothing
             connection = idle.pop()
-            return connection, request(connection)
-        if tls:
-            connection = http.client.HTTPSConnection(where, timeout=CONNECT_WITHIN, context=self._context)
-        else:
-            connection = http.client.HTTPConnection(where, timeout=CONNECT_WITHIN)
-        connection.response_class = _Response
-        connection.connect()
-        connection.sock.settimeout(SILENCE)
-        return connection, request(connection)
-
-    def _ask(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, connection: Connection
-    ) -> Response:
-        try:
-            # An answer may come before all was sent: then it says why the store has stopped to listen.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, target, _pieces(body) if body else None, dict(headers))
-            return connection.getresponse()
-        except BaseException:
-            connection.close()
-            raise
-
-
-def _pieces(body: bytes) -> Iterator[memoryview]:
-    view = memoryview(body)
-    for start in range(0, len(body), PIECE):
-        yield view[start : start + PIECE]
+            return connection, ask(connection)
+        tls = there.scheme == "https"
+        port = there.port or (443 if tls else 80)
+        connection = Connection(there.hostname or "", port, self._context if tls else None)
+        return connection, ask(connection)
 
 
 def _close(idle: dict[str, list[Connection]]) -> None:
@@ -146,5 +154,5 @@ def _speaking(where: str) -> Iterator[None]:
     except ssl.SSLCertVerificationError as error:
         why = f"the certificate of {where} is not trusted: {error.verify_message}"
         raise StoreError(why, "set storage.ca_bundle to the file of your own authority") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, Garbled) as error:
         raise StoreAway(f"{where} does not answer ({type(error).__name__})") from error

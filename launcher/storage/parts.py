@@ -1,14 +1,15 @@
 """Big objects: how they are cut into parts, and the threads that move parts side by side."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Semaphore
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 PART = 16 << 20  # bytes; what is bigger goes in parts
+PIECE = 8 << 20  # and comes in pieces
 MIN_PART = 5 << 20  # S3's own limits: of each part but the last,
 MAX_PARTS = 10_000  # of their number,
 COPY = 512 << 20  # S3 takes 5 GiB in one request, which is long to wait for an answer
@@ -38,23 +39,52 @@ class Pool:
     """A store's threads for parts, started when they are first needed, and the room for bodies in memory."""
 
     def __init__(self) -> None:
-        self._room = Semaphore(IN_MEMORY)
+        self._room, self._pieces = Semaphore(IN_MEMORY), Semaphore(AT_ONCE)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="parts")
+        self._spare: list[bytearray] = []  # new memory costs as much as to fill it
 
     def room(self, size: int) -> AbstractContextManager[object]:
         """Held while a body of `size` is in memory."""
         return self._room if size > SMALL else nullcontext()
 
+    @contextmanager
+    def buffer(self, size: int) -> Iterator[memoryview]:
+        """Memory for a piece that comes."""
+        if size <= SMALL:
+            yield memoryview(bytearray(size))
+            return
+        with self._pieces:
+            buffer = self._spare.pop() if self._spare else bytearray(PIECE)
+            try:
+                yield memoryview(buffer)[:size]
+            finally:
+                self._spare.append(buffer)
+
     def in_order(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """The results of `calls`, made side by side. After an error none is begun, and none still goes on."""
         if len(calls) == 1:
-            yield calls[0]()
-            return
-        futures = [self._threads.submit(call) for call in calls]
+            return iter([calls[0]()])
+        return _results([self._threads.submit(call) for call in calls])
+
+    def chain(self, start: T, steps: Sequence[Callable[[Callable[[], T]], T]]) -> T:
+        """What the last of `steps` returns. They are made side by side, as above, and each is given what
+        waits for the result of the one before: who waits does so for one that has its thread already."""
+        if len(steps) == 1:
+            return steps[0](lambda: start)
+        futures: list[Future[T]] = []
+        for step in steps:
+            futures.append(self._threads.submit(step, futures[-1].result if futures else lambda: start))
         try:
-            for future in futures:
-                yield future.result()
+            return list(_results(futures))[-1]
         finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+            self._spare.clear()
+
+
+def _results(futures: Sequence[Future[T]]) -> Iterator[T]:
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)

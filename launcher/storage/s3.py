@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from launcher.errors import StoreError
@@ -30,8 +31,10 @@ from launcher.storage.base import (
 )
 from launcher.storage.bucket import Bucket, Condition, Steps
 from launcher.storage.files import Changed, Source, opened, write_at, written_aside
-from launcher.storage.parts import COPY, MAX_PARTS, MIN_PART, PART, Span, even_spans, spans
+from launcher.storage.parts import COPY, MAX_PARTS, MIN_PART, PART, PIECE, Span, even_spans, spans
 from launcher.storage.wire import META, Headers, info_of, md5_of, metadata_of
+
+Seen = tuple["hashlib._Hash", Headers]
 
 BATCH = 1000  # keys that one DeleteObjects takes
 
@@ -93,7 +96,7 @@ class S3Store(Store):
             with self.bucket.reading(self._key(key)) as (headers, chunks):
                 if int(headers["content-length"]) > MAX_DOCUMENT:
                     raise StoreError(f"{self.url}/{key} is too big to be what its name says")
-                data = b"".join(chunks)
+                data = b"".join(map(bytes, chunks))
             self._verify(key, headers, lambda kind: hashlib.new(kind, data, usedforsecurity=False))
             return data, headers["etag"]
 
@@ -222,21 +225,27 @@ class S3Store(Store):
     def _bring(self, key: str, fd: int, size: int, etag: str) -> Headers:
         """Fill an empty file, and see that it is what was once sent. Raises Damaged."""
 
-        def fetch(span: Span) -> Headers:
-            with self.bucket.reading(self._key(key), etag, span) as (headers, chunks):
+        name, file, writing = self._key(key), Source(fd, os.fstat(fd)), Lock()
+
+        def fetch(span: Span, before: Callable[[], Seen]) -> Seen:
+            with self.bucket.pool.buffer(span.size) as buffer:
+                headers = self.bucket.retried(partial(receive, span, buffer), name)
+                seen, _ = before()
+                seen.update(buffer)  # while the next ones come
+            return seen, headers
+
+        def receive(span: Span, buffer: memoryview) -> Headers:
+            with self.bucket.reading(name, etag, span, buffer) as (headers, chunks):
                 at = span.start
                 for chunk in chunks:
-                    write_at(fd, chunk, at)
+                    with writing:  # the kernel lets one write to a file at a time, and spins till then
+                        write_at(fd, chunk, at)
                     at += len(chunk)
             return headers
 
-        file, seen = Source(fd, os.fstat(fd)), hashlib.sha256()
-        pieces = spans(0, size)
-        calls = [partial(self.bucket.retried, partial(fetch, span), self._key(key)) for span in pieces]
-        headers: Headers = {}
-        for span, headers in zip(pieces, self.bucket.pool.in_order(calls), strict=True):  # noqa: B007
-            for chunk in file.chunks(span.start, span.start + span.size):
-                seen.update(chunk)  # while the next ones come
+        pieces = spans(0, size, PIECE, parts=size or 1)  # requests, of which there may be any number
+        start: Seen = hashlib.sha256(), {}
+        seen, headers = self.bucket.pool.chain(start, [partial(fetch, span) for span in pieces])
         self._verify(key, headers, lambda kind: seen if kind == "sha256" else file.hashed(kind, size))
         return headers
 

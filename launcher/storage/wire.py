@@ -9,21 +9,19 @@ import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
-from email.message import Message
 from email.utils import parsedate_to_datetime
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
 from launcher.storage.base import Info
 from launcher.storage.connections import Answer, Connections
 
-CHUNK = 1 << 20
 ERROR = 1 << 20  # bytes of an error's text that are read
 META = "x-amz-meta-"
 HEADERS = {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match", "Range": "Range",
@@ -32,7 +30,7 @@ NOTHING = hashlib.sha256(b"").hexdigest()
 QUERY = {"PartNumber": "partNumber", "UploadId": "uploadId"}
 
 Headers = Mapping[str, str]
-Read = Callable[[int], bytes]
+Read = Callable[[memoryview], int]  # as far as there is something to fill it with
 
 
 class Wire(Protocol):
@@ -60,7 +58,7 @@ class Boto:
     def get(self, **params: Any) -> Iterator[tuple[Headers, Read]]:
         answer = self._client.get_object(Bucket=self._bucket, **params)
         with contextlib.closing(answer["Body"]) as body:
-            yield answer["ResponseMetadata"]["HTTPHeaders"], body.read
+            yield answer["ResponseMetadata"]["HTTPHeaders"], body.readinto
 
 
 class Signed:
@@ -73,12 +71,12 @@ class Signed:
     def put(self, operation: str, sha256: str, **params: Any) -> Headers:
         with self._exchange("PUT", operation, sha256, **params) as answer:
             answer.read()
-            return _plain(answer.headers)
+            return answer.headers
 
     @contextlib.contextmanager
     def get(self, **params: Any) -> Iterator[tuple[Headers, Read]]:
         with self._exchange("GET", "get_object", NOTHING, **params) as answer:
-            yield _plain(answer.headers), answer.read
+            yield answer.headers, answer.readinto
 
     @contextlib.contextmanager
     def _exchange(
@@ -89,29 +87,28 @@ class Signed:
         url = self._base + quote(Key, safe="/~") + (f"?{urlencode(query, quote_via=quote)}" if query else "")
         headers = {HEADERS[name]: params[name] for name in HEADERS if name in params}
         headers |= {META + name: value for name, value in Metadata.items()} | {"Host": self._host}
-        request = AWSRequest(method, url, headers)
-        request.context["sha256"] = sha256
+        context = {"sha256": sha256}
+        request = SimpleNamespace(method=method, url=url, headers=headers, params=None, context=context)
         _Signer(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
-        headers = dict(request.headers.items()) | {"Content-Length": str(len(Body))}
         with self._connections.exchange(method, url, headers, Body) as answer:
             if answer.status >= 300:
                 raise _error(answer, operation)
             yield answer
 
 
-def _plain(headers: Message) -> Headers:
-    """With names as boto3 has them, in lower case."""
-    return {name.lower(): value for name, value in headers.items()}
-
-
 class _Signer(S3SigV4Auth):  # type: ignore[misc]
+    """Of requests whose headers are a dict, each with the name that botocore gives it."""
+
     def payload(self, request: Any) -> str:
         return str(request.context["sha256"])  # it is known already
 
-    def headers_to_sign(self, request: Any) -> Any:
-        if "signed" not in request.context:  # asked for twice
-            request.context["signed"] = super().headers_to_sign(request)
-        return request.context["signed"]
+    def headers_to_sign(self, request: Any) -> dict[str, str]:
+        return {name.lower(): value for name, value in request.headers.items()}
+
+    def canonical_headers(self, headers_to_sign: dict[str, str]) -> str:
+        return "\n".join(
+            f"{name}:{' '.join(headers_to_sign[name].split())}" for name in sorted(headers_to_sign)
+        )
 
 
 def _error(answer: Answer, operation: str) -> ClientError:
