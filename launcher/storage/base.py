@@ -7,6 +7,7 @@ a store sends and brings the parts of a file in parallel.
 """
 
 import os
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from launcher.storage.files import Changed
 
 __all__ = ["Changed"]
 
+CONTROL = re.compile(r"[\\\x00-\x1f\x7f]")
 MAX_DOCUMENT = 16 << 20  # bytes that get_bytes accepts: what is in a bucket is not ours to trust
 
 
@@ -190,7 +192,7 @@ def key_problem(key: str) -> str | None:
     """Why `key` must not be used, or None. A good key is a relative path that stays below its folder."""
     if not key or key.startswith("/"):
         return "it is not a relative path"
-    if "\\" in key or any(ord(c) < 32 or ord(c) == 127 for c in key):
+    if CONTROL.search(key):
         return "it has a backslash or a control character"
     if any(part in ("", ".", "..") for part in key.split("/")):
         return "it has an empty part, '.' or '..'"

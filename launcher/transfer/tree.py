@@ -42,10 +42,14 @@ class Tree:
     @contextmanager
     def parent(self, key: str, make: bool = False) -> Iterator[tuple[int, str]]:
         """The open folder that `key` lies in, and its name there."""
-        if make:
-            self.root.mkdir(parents=True, exist_ok=True)
         *folders, name = key.split("/")
-        fd = os.open(self.root, FOLDER)
+        try:
+            fd = os.open(self.root, FOLDER)
+        except FileNotFoundError:
+            if not make:
+                raise
+            self.root.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.root, FOLDER)
         try:
             for folder in folders:
                 below = _step(fd, folder, make)
