@@ -17,16 +17,11 @@ from detcore.ops.corners import CornerMaps, corner_targets, gaussian_radius, pul
 from detcore.ops.nms import soft_nms
 from detcore.ops.targets import Targets
 from tests.detcore.conftest import pad_targets, total
+from tests.detcore.sections import section
 from tests.detcore.test_config import ROOT, merged
 from tests.detcore.test_detectors import Uploads
 
-SMALL = {
-    "name": "cornernet",
-    "num_classes": 3,
-    "backbone": {"dims": [8, 12, 16], "blocks": [1, 1, 2], "stem": 8},
-    "pool_channels": 8,
-    "test": {"topk": 20, "pairs": 100},
-}
+SMALL = section("cornernet")
 
 
 def small(seed: int = 0, **changes: Any) -> CornerNet:

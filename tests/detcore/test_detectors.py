@@ -12,48 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detcore.models import build_model
 from detcore.ops.targets import Targets
 from tests.detcore.conftest import batch, model_section, total
+from tests.detcore.sections import SECTIONS, section
 
-BACKBONE = {"name": "resnet18", "width": 0.25, "norm": "bn"}
-HEAD = {"channels": 16, "convs": 1}
-SECTIONS: dict[str, dict[str, Any]] = {
-    "yolof": {
-        "name": "yolof",
-        "encoder": {"channels": 32, "mid_channels": 8, "dilations": [2, 4]},
-        "decoder": {"cls_convs": 1, "reg_convs": 2},
-    },
-    "retinanet": {"name": "retinanet", "head": HEAD},
-    "fcos": {"name": "fcos", "head": HEAD},
-    "fcos-exp": {
-        "name": "fcos",
-        "head": HEAD,
-        "distances": "exp",
-        "centerness": "cls",
-        "radius": None,
-        "box_loss": "iou",
-    },
-    "fcos-detectron2": {"name": "fcos", "head": HEAD, "style": "detectron2"},
-    "fcos-hrfpn": {"name": "fcos", "head": HEAD, "neck": "hrfpn"},
-    "atss": {"name": "atss", "head": HEAD},
-    "ssdlite": {"name": "ssdlite", "extra": [16] * 4},
-    "ssdlite-tensorflow": {
-        "name": "ssdlite",
-        "extra": [16] * 4,
-        "style": "tensorflow",
-        "backbone": {"name": "mobilenetv2", "style": "tensorflow", "width": 0.25, "norm": "bn"},
-    },
-}
 EACH = pytest.mark.parametrize("name", SECTIONS)
 ONE_OF_A_KIND = pytest.mark.parametrize("name", ["yolof", "retinanet", "fcos", "atss", "ssdlite"])
 
 
 def small(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     torch.manual_seed(seed)
-    section = (
-        {"num_classes": 3, "backbone": BACKBONE, "test": {"score": 0.0, "topk": 200}}
-        | SECTIONS[name]
-        | changes
-    )
-    return build_model(model_section(section))
+    changes = {"test": {"score": 0.0, "topk": 200}} | changes
+    return build_model(model_section(section(name, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +245,6 @@ def test_the_moving_normaliser_is_kept_and_moves_only_in_training(name: str) -> 
 @pytest.mark.parametrize(("weights", "eps"), [(None, 1e-3), ("torchvision_mobilenetv2", 1e-5)])
 def test_norms_of_a_backbone_with_weights_stay_as_those_know_them(weights: str | None, eps: float) -> None:
     backbone = {"name": "mobilenetv2", "weights": weights, "norm": "bn"}
-    section = model_section({"name": "ssdlite", "num_classes": 3, "backbone": backbone})
-    model = build_model(section, pretrained=False)
+    cfg = model_section(section("ssdlite", backbone=backbone))
+    model = build_model(cfg, pretrained=False)
     assert model.backbone.conv2.norm.eps == eps and model.neck.layers[0].reduce.norm.eps == 1e-3

@@ -16,7 +16,7 @@ from detcore.errors import InputError
 from detcore.learner import Learner, settle
 from detcore.train import Trainer
 from tests.detcore.conftest import assert_same
-from tests.detcore.test_detectors import SECTIONS
+from tests.detcore.sections import SECTIONS
 
 ALONE = World(0, 1, torch.device("cpu"))
 

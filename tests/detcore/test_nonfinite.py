@@ -15,7 +15,7 @@ from detcore.distributed import World
 from detcore.learner import Learner
 from detcore.loading import load_run
 from tests.detcore.conftest import Run, assert_same
-from tests.detcore.test_detectors import SECTIONS
+from tests.detcore.sections import SECTIONS
 from tests.detcore.test_learner import made, rescale
 
 NAN = float("nan")

@@ -13,8 +13,9 @@ from detcore.backbones.layers import SyncBatchNorm
 from detcore.models import build_model
 from detcore.ops.targets import Targets
 from tests.detcore.conftest import batch, model_section, total
+from tests.detcore.sections import SECTIONS
 from tests.detcore.test_cornernet import SMALL
-from tests.detcore.test_detectors import SECTIONS, small
+from tests.detcore.test_detectors import small
 
 NAMES = [*SECTIONS, "cornernet"]
 MOVING = ["retinanet", "fcos-detectron2"]

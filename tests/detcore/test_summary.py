@@ -1,7 +1,6 @@
 """What a detector is made of: counted without computing, and equal to what computing it shows."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,30 +15,16 @@ from detcore.ops.targets import Targets
 from detcore.recipe import read_unfrozen
 from detcore.summary import main, shown, size_of, total
 from tests.detcore.conftest import TINY
+from tests.detcore.sections import BACKBONE, EVERY
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-SMALL = {"name": "resnet18", "width": 0.125, "norm": "bn", "freeze": 1}
-HEAD = {"channels": 16, "convs": 1}
-HOURGLASS = {"stacks": 2, "dims": [16, 16, 24], "blocks": [1, 1, 1], "stem": 8}
-SECTIONS: dict[str, dict[str, Any]] = {
-    "yolof": TINY["model"],
-    "retinanet": {"name": "retinanet", "backbone": SMALL, "head": HEAD},
-    "fcos": {"name": "fcos", "backbone": SMALL, "head": HEAD},
-    "hrnet": {
-        "name": "fcos",
-        "backbone": {"name": "hrnet_w18", "width": 0.25, "norm": "fixed_bn"},
-        "head": HEAD,
-        "neck": "hrfpn",
-    },
-    "atss": {"name": "atss", "backbone": SMALL, "head": HEAD},
-    "cornernet": {"name": "cornernet", "backbone": HOURGLASS, "pool_channels": 8},
-    "ssdlite": {"name": "ssdlite", "backbone": {"name": "mobilenetv2", "norm": "bn"}, "extra": [16] * 4},
-}
+FROZEN = BACKBONE | {"freeze": 1}
+NAMES = ["yolof", "retinanet", "fcos", "fcos-hrnet", "atss", "cornernet", "ssdlite"]
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_what_a_real_step_costs(name: str) -> None:
-    cfg = Train.model_validate(TINY | {"model": {"num_classes": 3} | SECTIONS[name]})
+    cfg = Train.model_validate(TINY | {"model": {"num_classes": 3, "backbone": FROZEN} | EVERY[name]})
     anatomy = dissect(cfg, 128, 160)
 
     model = build_model(cfg.model, pretrained=False).train()
