@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from detcore.errors import DetcoreError, InputError
-from detcore.export import canvas, trace, write
+from detcore.export import canvas, save, trace, write
 from detcore.loading import load_run, packed
 from detcore.models import build_model
 from detcore.recipe import read_unfrozen
-from detcore.rundir import write_whole
 from detcore.summary import read_size
 from detcore.weights.fetch import locate
 from detcore.weights.keys import matches
@@ -66,7 +65,7 @@ def _backbone(path: Path, recipe: Path) -> nn.Module | None:
 def _save(out: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(out, buffer.getvalue())
+    save(out, buffer.getvalue())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
-        print(f"error: {args.out}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or args.source}: {error.strerror}", file=sys.stderr)
         return InputError.exit_status
 
 

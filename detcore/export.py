@@ -78,8 +78,16 @@ def write(
     wrong = [f"{name} by {value:.2g}" for name, value in worst.items() if not value <= TOLERANCE]
     if wrong:
         raise InputError(f"{path}: what was exported computes something else: {', '.join(wrong)}")
-    write_whole(path, content)
+    save(path, content)
     return worst
+
+
+def save(path: Path, content: bytes) -> None:
+    """Writes all of a file or nothing. Raises InputError."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
 
 
 Run = Callable[[Tensor, Tensor], dict[str, Tensor]]

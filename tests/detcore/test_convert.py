@@ -61,7 +61,8 @@ def test_a_backbone_alone_is_one_for_recipes(tmp_path: Path, capsys: pytest.Capt
         ([str(source), "x.txt"], r"must end in one of"),
         ([str(source), str(out)], "name the recipe with --recipe"),
         ([str(tmp_path / "none.pth"), str(out)], "no such file"),
-        ([str(source), str(tmp_path / "none/x.pth"), "--recipe", str(recipe)], "No such file"),
+        ([str(source), str(tmp_path / "none/x.pth"), "--recipe", str(recipe)], "none/x.pth: No such file"),
+        ([f"{tmp_path}/{'long' * 64}.pth", str(out)], "long.pth: File name too long"),
     ]:
         assert convert(argv) == 2
         assert words in capsys.readouterr().err
