@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 import bench
 from bench.measure import table
 
@@ -39,9 +41,14 @@ def heading() -> str:
     return (
         "# Benchmarks\n\n"
         f"Written by `make bench` on {time.strftime('%Y-%m-%d')} at commit {commit}: {os.cpu_count()} cores, "
-        f"{platform.machine()}, Python {platform.python_version()}, no GPU. Both sides of a ratio come "
-        "from one run, measured in turn; the figures are medians. Trust the ratios, not the seconds."
+        f"{platform.machine()}, Python {platform.python_version()}, {gpus()}. Both sides of a ratio "
+        "come from one run, measured in turn; the figures are medians. Trust the ratios, not the seconds."
     )
+
+
+def gpus() -> str:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(names) or "no GPU"
 
 
 if __name__ == "__main__":

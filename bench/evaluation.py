@@ -9,19 +9,17 @@ Both have to find the same numbers.
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from bench.measure import Result, show, summary
+from bench.measure import Result, in_turn, show
 from detcore.annotations import read_json
 from detcore.scoring import as_results, coco_eval
 
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 5000, 36000, 100, 80
-PAIRS = 5
 
 
 class Found(NamedTuple):
@@ -56,21 +54,11 @@ def main() -> list[Result]:
             numbers["theirs"] = bare(path, rows).stats[:12]
             return time.perf_counter() - began
 
-        seen = in_turn(ours, theirs)
+        claim = f"evaluating {IMAGES:,} images with {IMAGES * DETECTIONS:,} detections"
+        sides = ("detcore, from arrays to AP", ours), ("faster-coco-eval alone", theirs)
+        result = in_turn(claim, "<= 1.2", *sides, pairs=5)
     assert np.array_equal(numbers["ours"], numbers["theirs"]), numbers
-    claim = f"evaluating {IMAGES:,} images with {IMAGES * DETECTIONS:,} detections"
-    return [summary(claim, "<= 1.2", ("detcore, from arrays to AP", "faster-coco-eval alone"), seen)]
-
-
-def in_turn(ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
-    """Pairs, after one that does not count; every second one in the other order."""
-    ours(), theirs()
-    seen = []
-    for pair in range(PAIRS):
-        sides = (ours, theirs) if pair % 2 else (theirs, ours)
-        took = {side: side() for side in sides}
-        seen.append((took[ours], took[theirs]))
-    return seen
+    return [result]
 
 
 def bare(path: Path, rows: list[dict[str, Any]]) -> Any:

@@ -41,10 +41,14 @@ def in_turn(
     unit: str = "s",
     pairs: int = 7,
 ) -> Result:
-    """Measure both sides `pairs` times, in turn and once before that count, so that a machine whose speed
-    drifts favours neither."""
+    """Measure both sides `pairs` times, in turn, every second time in the other order, and once before that
+    count, so that a machine whose speed drifts favours neither."""
     ours[1](), theirs[1]()
-    seen = [(ours[1](), theirs[1]()) for _ in range(pairs)]
+    seen = []
+    for pair in range(pairs):
+        sides = (ours[1], theirs[1]) if pair % 2 else (theirs[1], ours[1])
+        took = {side: side() for side in sides}
+        seen.append((took[ours[1]], took[theirs[1]]))
     return summary(claim, bound, (ours[0], theirs[0]), seen, unit)
 
 
