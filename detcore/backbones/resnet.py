@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -111,8 +112,18 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) normalised by `pixels` -> for each tap (N, channels, H / stride, W / stride)."""
-        x = F.max_pool2d(self.stem(x), kernel_size=3, stride=2, padding=1)
+        x = _pooled(self.stem(x))
         features = {}
         for stage in ("res2", "res3", "res4", "res5"):
             features[stage] = x = self.get_submodule(stage)(x)
         return tuple(features[tap] for tap in self.taps)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """The largest of 3x3 values around every second. On a CPU this is three times as fast with channels last,
+    both copies included."""
+    planes = x.is_cpu and x.is_contiguous()
+    if planes:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+    return x.contiguous() if planes else x
