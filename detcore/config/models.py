@@ -123,6 +123,9 @@ class IoUMatch(Section):
 
 class RetinaNet(PyramidDetector):
     name: Literal["retinanet"]
+    style: Literal["detectron2", "torchvision"] = "detectron2"
+    """torchvision's makes P6 from P5 instead of C5, has anchors of whole pixels, and cuts boxes to the image
+    before NMS."""
     anchors: Anchors = Anchors()
     match: IoUMatch = IoUMatch()
     normalizer: Factor = 100.0
@@ -132,9 +135,10 @@ class RetinaNet(PyramidDetector):
 
 class FCOS(PyramidDetector):
     name: Literal["fcos"]
-    style: Literal["original", "detectron2"] = "original"
+    style: Literal["original", "detectron2", "torchvision"] = "original"
     """detectron2's has no scales, weighs all boxes alike, divides the losses by a moving average and
-    compares sqrt(class x centerness) with `test.score`, not the class alone."""
+    compares sqrt(class x centerness) with `test.score`, not the class alone. torchvision's is like it, with
+    points at the corners of the cells."""
     distances: Literal["relu", "exp"] = "relu"
     """How a prediction becomes a distance: max(0, x) in strides, or e^x in pixels."""
     centerness: Literal["reg", "cls"] = "reg"

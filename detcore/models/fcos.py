@@ -1,5 +1,5 @@
 """FCOS: Fully Convolutional One-Stage Object Detection, arXiv:1904.01355, its improvements, and
-detectron2's variant."""
+the variants of detectron2 and torchvision."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detcore.models.dense import DenseDetector
 from detcore.models.heads import DenseHead, Predictions
 from detcore.necks import build_pyramid
-from detcore.ops.anchors import grid_points
+from detcore.ops.anchors import grid_points, whole_steps
 from detcore.ops.coder import centerness, from_distances, to_distances
 from detcore.ops.focal import focal_loss
 from detcore.ops.losses import MovingCount, giou_loss, iou_loss, mean_over_ranks
@@ -31,9 +31,11 @@ class FCOS(DenseDetector):
     distances  "relu": max(0, x) in strides; "exp": e^x in pixels
     radius     of centre sampling, in strides; None: none
     box_loss   "giou" or "iou"
-    style      "original" or "detectron2". The latter matches a little otherwise (see `points_match`),
-               weighs all boxes alike, and divides all losses by a moving average (see `MovingCount`).
-               Its score, by which it also chooses candidates, is sqrt(class * centerness).
+    style      "original", "detectron2" or "torchvision". detectron2's matches a little otherwise (see
+               `points_match`), weighs all boxes alike, and divides all losses by a moving average (see
+               `MovingCount`). Its score, by which it also chooses candidates, is sqrt(class * centerness).
+               torchvision's is like it, but its points are the cells' first corners (see `whole_steps`), and
+               its boxes are cut to the image before NMS.
     """
 
     def __init__(
@@ -46,21 +48,24 @@ class FCOS(DenseDetector):
         distances: Literal["relu", "exp"] = "relu",
         radius: float | None = 1.5,
         box_loss: Literal["giou", "iou"] = "giou",
-        style: Literal["original", "detectron2"] = "original",
+        style: Literal["original", "detectron2", "torchvision"] = "original",
         **test: Any,
     ) -> None:
         super().__init__(backbone, neck, head, **test)
         self.bounds = (0.0, *ranges, math.inf)
         self.distances, self.radius = distances, math.inf if radius is None else radius
-        self.box_loss, self.detectron2 = BOX_LOSSES[box_loss], style == "detectron2"
-        self.clip_first = not self.detectron2
+        self.box_loss, self.detectron2 = BOX_LOSSES[box_loss], style != "original"
+        self.torchvision = style == "torchvision"
+        self.clip_first = style != "detectron2"
         self.normalizer = MovingCount(300.0) if self.detectron2 else None
 
     def points(self, predictions: Predictions) -> tuple[Tensor, Tensor]:
-        """The cells' centres (R, 2) and their strides (R,), pixels."""
+        """The cells' centres (R, 2), torchvision's corners, and their strides (R,), pixels."""
+        strides, offset = self.neck.strides, 0.0 if self.torchvision else 0.5
+        steps = whole_steps(predictions.shapes, strides[0]) if self.torchvision else strides
         levels = [
-            grid_points(*shape, stride, 0.5, predictions.boxes.device)
-            for shape, stride in zip(predictions.shapes, self.neck.strides, strict=True)
+            grid_points(*shape, step, offset, predictions.boxes.device)
+            for shape, step in zip(predictions.shapes, steps, strict=True)
         ]
         return torch.cat(levels), self._of_levels(self.neck.strides, predictions)
 
@@ -128,7 +133,7 @@ def build_fcos(cfg: Any) -> FCOS:
         convs=cfg.head.convs,
         norm="gn",
         centerness=cfg.centerness,
-        scales=0 if cfg.style == "detectron2" else len(neck.strides),
+        scales=len(neck.strides) if cfg.style == "original" else 0,
     )
     return FCOS(
         backbone,

@@ -1,7 +1,8 @@
-"""Focal Loss for Dense Object Detection (RetinaNet), arXiv:1708.02002, with detectron2's numbers."""
+"""Focal Loss for Dense Object Detection (RetinaNet), arXiv:1708.02002, with detectron2's numbers, and
+torchvision's variant."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from detcore.models.dense import DenseDetector
 from detcore.models.heads import DenseHead, Predictions
 from detcore.necks import build_pyramid
-from detcore.ops.anchors import grid_anchors, grid_points
+from detcore.ops.anchors import grid_anchors, grid_points, whole_steps
 from detcore.ops.coder import DeltaCoder
 from detcore.ops.focal import focal_loss
 from detcore.ops.losses import MovingCount, smooth_l1_loss
@@ -25,9 +26,9 @@ class RetinaNet(DenseDetector):
     ratios              height by width
     negative, positive  see `iou_match`
     normalizer          see `MovingCount`
+    style               "detectron2" or "torchvision". The latter's anchors have whole pixels (see
+                        `grid_anchors` and `whole_steps`), and its boxes are cut to the image before NMS.
     """
-
-    clip_first = False
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class RetinaNet(DenseDetector):
         negative: float = 0.4,
         positive: float = 0.5,
         normalizer: float = 100.0,
+        style: Literal["detectron2", "torchvision"] = "detectron2",
         **test: Any,
     ) -> None:
         super().__init__(backbone, neck, head, **test)
@@ -47,15 +49,18 @@ class RetinaNet(DenseDetector):
         self.coder = DeltaCoder()
         self.match = {"negative": negative, "positive": positive}
         self.normalizer = MovingCount(normalizer)
+        self.clip_first = self.torchvision = style == "torchvision"
 
     def anchors(self, predictions: Predictions) -> Tensor:
         """(R, 4), pixels."""
         device = predictions.boxes.device
-        levels = zip(predictions.shapes, self.neck.strides, self.sizes, strict=True)
+        strides = self.neck.strides
+        steps = whole_steps(predictions.shapes, strides[0]) if self.torchvision else strides
+        levels = zip(predictions.shapes, steps, self.sizes, strict=True)
         return torch.cat(
             [
-                grid_anchors(grid_points(*shape, stride, 0.0, device), sizes, self.ratios)
-                for shape, stride, sizes in levels
+                grid_anchors(grid_points(*shape, step, 0.0, device), sizes, self.ratios, self.torchvision)
+                for shape, step, sizes in levels
             ]
         )
 
@@ -84,7 +89,7 @@ class RetinaNet(DenseDetector):
 def build_retinanet(cfg: Any) -> RetinaNet:
     """cfg: the recipe's `train.model`."""
     anchors = cfg.anchors
-    backbone, neck = build_pyramid(cfg, top="c5")
+    backbone, neck = build_pyramid(cfg, top="p5" if cfg.style == "torchvision" else "c5")
     octaves = [anchors.scale * 2 ** (i / anchors.octave) for i in range(anchors.octave)]
     count = len(octaves) * len(anchors.ratios)
     return RetinaNet(
@@ -96,6 +101,7 @@ def build_retinanet(cfg: Any) -> RetinaNet:
         negative=cfg.match.negative,
         positive=cfg.match.positive,
         normalizer=cfg.normalizer,
+        style=cfg.style,
         score=cfg.test.score,
         topk=cfg.test.topk,
         nms_iou=cfg.test.nms,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detcore.backbones.layers import ConvNorm, FixedBatchNorm2d, FrozenBatchNorm2d
 from detcore.ops.losses import MovingCount
-from detcore.weights import WeightsError, tensorflow
+from detcore.weights import WeightsError, tensorflow, torchvision
 from detcore.weights.catalogue import CATALOGUE
 from detcore.weights.fetch import locate
 from detcore.weights.keys import best_table, rename
@@ -64,6 +64,13 @@ def fit(module: nn.Module, spec: str, state: Mapping[str, Tensor]) -> Report:
     renamed = {rename(name, table): (name, value) for name, value in state.items()}
     if table == "tensorflow_ssdlite":
         tensorflow.reorder(renamed, ours)
+    if table in ("torchvision_retinanet", "torchvision_fcos"):
+        if not getattr(module, "torchvision", True):
+            raise WeightsError(
+                f"weights {spec} are torchvision's, whose boxes are computed otherwise: they want "
+                "`train.model.style: torchvision`, as in recipes/*_r50_torchvision.yaml"
+            )
+        torchvision.reorder(renamed, ours, len(getattr(module, "ratios", [1.0])))
     _fill_implied(module, renamed)
 
     missing = [name for name in ours if name not in renamed]
@@ -125,7 +132,7 @@ def _fill_implied(module: nn.Module, renamed: dict[str, tuple[str, Tensor]]) -> 
         if not isinstance(layer, ConvNorm) or f"{name}.conv.weight" not in renamed:
             continue
         bias, mean = f"{name}.conv.bias", f"{name}.norm.running_mean"
-        if layer.conv.bias is not None:
+        if layer.conv.bias is not None and not isinstance(layer.norm, nn.Identity):
             renamed.setdefault(bias, ("", torch.zeros_like(layer.conv.bias)))
         elif bias in renamed and mean in renamed and renamed[bias][1].shape == renamed[mean][1].shape:
             old, value = renamed[mean]

@@ -11,6 +11,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "decoder": {"cls_convs": 1, "reg_convs": 2},
     },
     "retinanet": {"name": "retinanet", "head": HEAD},
+    "retinanet-torchvision": {"name": "retinanet", "head": HEAD, "style": "torchvision"},
     "fcos": {"name": "fcos", "head": HEAD},
     "fcos-exp": {
         "name": "fcos",
@@ -21,6 +22,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "box_loss": "iou",
     },
     "fcos-detectron2": {"name": "fcos", "head": HEAD, "style": "detectron2"},
+    "fcos-torchvision": {"name": "fcos", "head": HEAD, "style": "torchvision"},
     "fcos-hrfpn": {"name": "fcos", "head": HEAD, "neck": "hrfpn"},
     "atss": {"name": "atss", "head": HEAD},
     "ssdlite": {"name": "ssdlite", "extra": [16] * 4},
