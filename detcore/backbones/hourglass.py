@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.backbones.layers import ConvNorm, Pixels
+from detcore.backbones.layers import TORCHVISION_PIXELS, ConvNorm, Pixels
 from detcore.backbones.resnet import BasicBlock
 
 CORNERNET_PIXELS = Pixels(
@@ -13,6 +13,9 @@ CORNERNET_PIXELS = Pixels(
     (0.40789654 * 255, 0.44719302 * 255, 0.47026115 * 255),
     (0.28863828 * 255, 0.27408164 * 255, 0.27809835 * 255),
 )
+
+# What pixels are normalised by, and the colour around an image.
+STYLES = {"cornernet": (CORNERNET_PIXELS, (0, 0, 0)), "torchvision": (TORCHVISION_PIXELS, (124, 116, 104))}
 
 
 def residual(inputs: int, outputs: int, norm: str, stride: int = 1) -> BasicBlock:
@@ -67,10 +70,9 @@ class HourglassNet(nn.Module):
     dims, blocks  see `Hourglass`
     stem          channels of the first convolution
     norm          "bn" or "sync_bn"
+    style         of `STYLES`, which gives `pixels` and what is `around` an image
     divisor       height and width of the input must be its multiples, or one pixel less
     """
-
-    pixels = CORNERNET_PIXELS
 
     def __init__(
         self,
@@ -79,8 +81,10 @@ class HourglassNet(nn.Module):
         blocks: Sequence[int] = (2, 2, 2, 2, 2, 4),
         stem: int = 128,
         norm: str = "bn",
+        style: str = "cornernet",
     ) -> None:
         super().__init__()
+        self.pixels, self.around = STYLES[style]
         channels = dims[0]
         self.channels, self.strides = (channels,) * stacks, (4,) * stacks
         self.divisor = 4 * 2 ** (len(dims) - 1)

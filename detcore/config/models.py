@@ -170,6 +170,9 @@ class Hourglass(Section):
     name: Literal["hourglass"] = "hourglass"
     weights: str | None = None
     """As of other backbones."""
+    style: Literal["cornernet", "torchvision"] = "cornernet"
+    """How pixels are normalised; with torchvision, as in mmdetection, what is around an image has the mean
+    colour, else it is black."""
     stacks: Positive = 2
     dims: list[Positive] = [256, 256, 384, 384, 384, 512]
     """Channels at each resolution, from stride 4 to the innermost."""

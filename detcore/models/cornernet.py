@@ -162,7 +162,7 @@ class CornerNet(nn.Module):
     def detect_alike(self, images: Tensor, sizes: Tensor, shape: tuple[int, int]) -> Detections:
         """On canvases of `shape` (height, width), which is a pixel less than the backbone's divisor asks for:
         the reference's `size | 127`."""
-        canvas, border = centered(images, sizes, shape)
+        canvas, border = centered(images, sizes, shape, self.backbone.around)
         boxes, scores, labels = self.scored(canvas, sizes.new_tensor(shape).expand_as(sizes))
         boxes = clip(boxes - border.repeat(1, 2)[:, None], sizes)
         best, scores = soft_nms(boxes, scores, labels, self.max_detections, self.sigma)
@@ -235,7 +235,14 @@ def build_cornernet(cfg: Any) -> CornerNet:
     """cfg: the recipe's `train.model`."""
     hourglasses = cfg.backbone
     return CornerNet(
-        HourglassNet(hourglasses.stacks, hourglasses.dims, hourglasses.blocks, hourglasses.stem, cfg.norm),
+        HourglassNet(
+            hourglasses.stacks,
+            hourglasses.dims,
+            hourglasses.blocks,
+            hourglasses.stem,
+            cfg.norm,
+            hourglasses.style,
+        ),
         cfg.num_classes,
         cfg.pool_channels,
         cfg.norm,

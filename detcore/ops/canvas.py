@@ -1,11 +1,15 @@
 """Images moved onto larger ones."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def centered(images: Tensor, sizes: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Each image in the middle of a black one of `shape` (height, width).
+def centered(
+    images: Tensor, sizes: Tensor, shape: tuple[int, int], color: Sequence[int] = (0, 0, 0)
+) -> tuple[Tensor, Tensor]:
+    """Each image in the middle of one of a single color (C,) and of `shape` (height, width).
 
     images (N, C, H, W), of true sizes (N, 2) (h, w) -> images (N, C, *shape) and their borders at the left
     and above (N, 2) as (x, y), in pixels.
@@ -20,4 +24,5 @@ def centered(images: Tensor, sizes: Tensor, shape: tuple[int, int]) -> tuple[Ten
     row, column = row.clamp(0, images.shape[-2] - 1), column.clamp(0, images.shape[-1] - 1)
     moved = images.movedim(1, -1)[image, row[:, :, None], column[:, None, :]].movedim(-1, 1)
     inside = rows_inside[:, None, :, None] & columns_inside[:, None, None, :]
-    return moved * inside, torch.cat([left, top], dim=1)
+    around = images.new_tensor(color)[:, None, None]
+    return torch.where(inside, moved, around), torch.cat([left, top], dim=1)

@@ -38,6 +38,16 @@ _YOLOF: tuple[Rule, ...] = (
     (r"^decoder\.object_pred\.", "decoder.objectness."),
 )
 
+_HOURGLASS: tuple[Rule, ...] = (
+    (r"\.up1\.", ".branch."),
+    (r"\.low1\.", ".down."),
+    (r"\.low2(?=\.)", ".inner"),
+    (r"\.low3\.", ".up."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.conv(\d)\.(?=weight$)", r".conv\1.conv."),
+    (r"\.bn\.", ".norm."),
+)
+
 # princeton-vl/CornerNet; its checkpoints are of a DataParallel-like wrapper.
 _CORNERNET: tuple[Rule, ...] = (
     (r"^module\.", ""),
@@ -60,14 +70,33 @@ _CORNERNET: tuple[Rule, ...] = (
     (r"^inters_\.(\d+)\.([01])\.", lambda m: f"backbone.joints.{m[1]}.before.{PARTS[int(m[2])]}."),
     (r"^cnvs_\.(\d+)\.([01])\.", lambda m: f"backbone.joints.{m[1]}.after.{PARTS[int(m[2])]}."),
     (r"\.skip\.([01])\.", lambda m: f".shortcut.{PARTS[int(m[1])]}."),
-    (r"\.up1\.", ".branch."),
-    (r"\.low1\.", ".down."),
-    (r"\.low2(?=\.)", ".inner"),
-    (r"\.low3\.", ".up."),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-    (r"\.conv(\d)\.(?=weight$)", r".conv\1.conv."),
-    (r"\.bn\.", ".norm."),
+    *_HOURGLASS,
 )
+
+_POOLING = {
+    "direction1_conv": "branch1",
+    "direction2_conv": "branch2",
+    "aftpool_conv": "pooled",
+    "conv1": "shortcut",
+    "conv2": "output",
+}
+_MAPS = {"heat": "heat", "emb": "tag", "off": "offset"}
+
+# mmdetection's CornerNet.
+_MMDET_CORNERNET: tuple[Rule, ...] = (
+    (r"^bbox_head\.(tl|br)_pool\.(\d)\.(\w+)\.",
+     lambda m: f"{_CORNERS[m[1]]}.{m[2]}.pooling.{_POOLING.get(m[3], m[3])}."),
+    (r"^bbox_head\.(tl|br)_(heat|emb|off)\.(\d)\.([01])\.conv\.",  # a ReLU of its own comes between
+     lambda m: f"{_CORNERS[m[1]]}.{m[3]}.{_MAPS[m[2]]}.{2 * int(m[4])}."),
+    (r"^backbone\.stem\.1\.0\.", "backbone.stem.1."),
+    (r"^backbone\.hourglass_modules\.", "backbone.hourglasses."),
+    (r"^backbone\.out_convs\.", "backbone.outputs."),
+    (r"^backbone\.inters\.(\d)\.", r"backbone.joints.\1.block."),
+    (r"^backbone\.conv1x1s\.(\d)\.", r"backbone.joints.\1.before."),
+    (r"^backbone\.remap_convs\.(\d)\.", r"backbone.joints.\1.after."),
+    *_HOURGLASS,
+    (r"\.downsample\.([01])\.", lambda m: f".shortcut.{PARTS[int(m[1])]}."),
+)  # fmt: skip
 
 # detectron2's RetinaNet and FCOS. Its towers are flat lists: convolution, ReLU; or convolution, norm, ReLU.
 _DETECTRON2_PYRAMID: tuple[Rule, ...] = (
@@ -152,6 +181,7 @@ TABLES: dict[str, tuple[Rule, ...]] = {
     "tensorflow_mobilenetv2": tensorflow.MOBILENETV2,
     "tensorflow_ssdlite": tensorflow.SSDLITE,
     "cornernet": _CORNERNET,
+    "mmdet_cornernet": _MMDET_CORNERNET,
 }
 
 

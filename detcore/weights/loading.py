@@ -8,13 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detcore.backbones.layers import ConvNorm, FixedBatchNorm2d, FrozenBatchNorm2d
+from detcore.backbones.layers import TORCHVISION_PIXELS, ConvNorm, FixedBatchNorm2d, FrozenBatchNorm2d
 from detcore.ops.losses import MovingCount
 from detcore.weights import WeightsError, tensorflow, torchvision
 from detcore.weights.catalogue import CATALOGUE
 from detcore.weights.fetch import locate
 from detcore.weights.keys import best_table, rename
 from detcore.weights.reading import read_state
+
+# Names of detectors that compute otherwise than ours do by default, and the recipe of one that does as they.
+STYLED = {
+    "torchvision_retinanet": "retinanet_r50_torchvision",
+    "torchvision_fcos": "fcos_r50_torchvision",
+    "mmdet_cornernet": "cornernet_hg104_mmdet",
+}
 
 
 class Report(NamedTuple):
@@ -64,12 +71,9 @@ def fit(module: nn.Module, spec: str, state: Mapping[str, Tensor]) -> Report:
     renamed = {rename(name, table): (name, value) for name, value in state.items()}
     if table == "tensorflow_ssdlite":
         tensorflow.reorder(renamed, ours)
+    if table in STYLED:
+        _check_style(module, spec, table)
     if table in ("torchvision_retinanet", "torchvision_fcos"):
-        if not getattr(module, "torchvision", True):
-            raise WeightsError(
-                f"weights {spec} are torchvision's, whose boxes are computed otherwise: they want "
-                "`train.model.style: torchvision`, as in recipes/*_r50_torchvision.yaml"
-            )
         torchvision.reorder(renamed, ours, len(getattr(module, "ratios", [1.0])))
     _fill_implied(module, renamed)
 
@@ -109,6 +113,19 @@ def fit(module: nn.Module, spec: str, state: Mapping[str, Tensor]) -> Report:
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """All that a file of weights has to have."""
     return {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+def _check_style(module: nn.Module, spec: str, table: str) -> None:
+    if not getattr(module, "torchvision", True):
+        raise WeightsError(
+            f"weights {spec} are from torchvision, whose boxes are computed otherwise: they want "
+            f"`train.model.style: torchvision`, as in recipes/{STYLED[table]}.yaml"
+        )
+    if module.backbone.pixels != TORCHVISION_PIXELS:
+        raise WeightsError(
+            f"weights {spec} ({table} names) were trained with other pixel values: they want "
+            f"`train.model.backbone.style: torchvision`, as in recipes/{STYLED[table]}.yaml"
+        )
 
 
 def _fill_implied(module: nn.Module, renamed: dict[str, tuple[str, Tensor]]) -> None:
