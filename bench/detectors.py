@@ -7,7 +7,6 @@ torchvision gets floats ready made, and does not resize. SSDLite stands beside t
 MobileNetV3-Large, for orientation.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -147,20 +146,26 @@ def peak_of(side: str, name: str, folder: str) -> float:
 
 
 def peak(side: str, name: str, folder: str) -> float:
-    """MB at the most, beyond what there was with all imported, after three steps."""
+    """MB at the most, beyond what there was with all imported, in three steps."""
     torch.set_num_threads(THREADS)
     beside.bring(Path(folder))
     import torchvision.models.detection  # noqa: F401
 
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before, inputs = pages * resource.getpagesize(), batch(2, SMALL)
+    before, inputs = memory_of("VmRSS"), batch(2, SMALL)
     if side == "detcore":
         step = our_step(MODELS[name], inputs)
     else:
         step = their_step(beside.build(name, CLASSES, SMALL).train(), inputs)
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
+    return memory_of("VmHWM") - before
+
+
+def memory_of(field: str) -> float:
+    """MB that this process has (VmRSS) or had at the most (VmHWM), proc(5). getrusage(2) would tell the peak
+    of the process that started this one, if that is larger."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if field in line)
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":
