@@ -74,10 +74,10 @@ class _Hashed:
     def _send_off(self) -> None:
         """Have the disk take what came since the last time, while it is hashed: so fsync finds little left.
         What is on its way stays in memory, for whoever reads the file next."""
-        if self.size - self.leaving >= CHUNK:
-            os.posix_fadvise(
-                self.file.fileno(), self.leaving, self.size - self.leaving, os.POSIX_FADV_DONTNEED
-            )
+        new = self.size - self.leaving
+        if new >= CHUNK:
+            with suppress(OSError):  # where the system does not know it, fsync has it all to do
+                os.posix_fadvise(self.file.fileno(), self.leaving, new, os.POSIX_FADV_DONTNEED)
             self.leaving = self.size
 
     def flush(self) -> None:

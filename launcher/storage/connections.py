@@ -4,8 +4,8 @@ urllib3's timeout is that of a single read: a store that sends a byte now and th
 Here a whole exchange ends that moves less than LITTLE in PATIENCE seconds.
 """
 
+import http.client
 import io
-import socket
 import ssl
 import time
 import weakref
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from launcher.errors import StoreAway, StoreError
-from launcher.storage.exchange import Garbled, Response, head
 
 CONNECT_WITHIN = 5.0  # seconds
 SILENCE = 15.0  # without a byte
@@ -25,67 +25,46 @@ LITTLE = 16 << 10  # bytes
 PIECE = 256 << 10  # bytes that are sent with one timeout, so that a slow line is not a dead one
 KEPT = 32
 
-
-class Connection:
-    """To one store, for one request after another."""
-
-    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
-        self.sock = socket.create_connection((host, port), CONNECT_WITHIN)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if context:
-            self.sock = context.wrap_socket(self.sock, server_hostname=host)
-        self.sock.settimeout(SILENCE)
-        self._patient = _Patient(self.sock)
-        self._file = io.BufferedReader(self._patient)
-
-    def ask(self, method: str, first: bytes, body: bytes) -> Response:
-        """`first` goes before the body. The connection is closed after any error."""
-        try:
-            # An answer may come before all was sent: then it says why the store has stopped to listen.
-            with suppress(BrokenPipeError, ConnectionResetError):
-                view = memoryview(body if len(body) > PIECE else first + body)
-                if len(body) > PIECE:
-                    self.sock.sendall(first)
-                for start in range(0, len(view), PIECE):
-                    self.sock.sendall(view[start : start + PIECE])
-            self._patient.begin()  # now: what is sent may take long
-            return Response(method, self._file)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self.sock.close()
+Connection = http.client.HTTPConnection
+Response = http.client.HTTPResponse
 
 
 class _Patient(io.RawIOBase):
     """What a socket receives, for as long as it gets on."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def begin(self) -> None:
-        self._got, self._until = 0, time.monotonic() + PATIENCE
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw, self._got, self._until = raw, 0, time.monotonic() + PATIENCE
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = self._sock.recv_into(buffer)
+        count = self._raw.readinto(buffer) or 0
         self._got += count
         now = time.monotonic()
         if self._got >= LITTLE:
             self._got, self._until = 0, now + PATIENCE
         if now > self._until:
             raise TimeoutError("too slow")
-        return count
+        return int(count)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(Response):
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.fp = io.BufferedReader(_Patient(self.fp.detach()))
 
 
 class Answer:
-    """Status and headers, and the body as far as it is read."""
+    """Status, headers with their names in lower case, and the body as far as it is read."""
 
     def __init__(self, response: Response, where: str) -> None:
-        self.status, self.headers = response.status, response.headers
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
         self._response, self._where = response, where
 
     def read(self, limit: int | None = None) -> bytes:
@@ -113,16 +92,14 @@ class Connections:
         there = urlsplit(url)
         where = there.netloc.rpartition("@")[2]
         idle = self._idle.setdefault(f"{there.scheme}://{where}", [])
-        target = urlunsplit(("", "", *there[2:4], ""))
-        ask = partial(
-            Connection.ask, method=method, first=head(method, target, where, headers, len(body)), body=body
-        )
+        request = partial(self._ask, method, urlunsplit(("", "", *there[2:4], "")), headers, body)
         with _speaking(where):
             # A POST that is done twice counts twice: it takes no connection that may be stale.
-            connection, response = self._begun([] if method == "POST" else idle, there, ask)
+            reuse = [] if method == "POST" else idle
+            connection, response = self._begun(reuse, there.scheme == "https", where, request)
         try:
             yield Answer(response, where)
-            if response.done and response.kept and len(idle) < KEPT:
+            if response.isclosed() and not response.will_close and len(idle) < KEPT:
                 idle.append(connection)
                 return
         except BaseException:
@@ -131,15 +108,43 @@ class Connections:
         connection.close()
 
     def _begun(
-        self, idle: list[Connection], there: SplitResult, ask: Callable[[Connection], Response]
+        self, idle: list[Connection], tls: bool, where: str, request: Callable[[Connection], Response]
     ) -> tuple[Connection, Response]:
-        with suppress(IndexError, ConnectionError):  # one that the store has closed meanwhile tells nothing
+        # One that the store has closed meanwhile tells nothing.
+        with suppress(IndexError, ConnectionError, ssl.SSLEOFError):
             connection = idle.pop()
-            return connection, ask(connection)
-        tls = there.scheme == "https"
-        port = there.port or (443 if tls else 80)
-        connection = Connection(there.hostname or "", port, self._context if tls else None)
-        return connection, ask(connection)
+            return connection, request(connection)
+        if tls:
+            connection = http.client.HTTPSConnection(where, timeout=CONNECT_WITHIN, context=self._context)
+        else:
+            connection = http.client.HTTPConnection(where, timeout=CONNECT_WITHIN)
+        connection.response_class = _Response
+        connection.connect()
+        connection.sock.settimeout(SILENCE)
+        return connection, request(connection)
+
+    def _ask(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str | bytes],
+        body: bytes,
+        connection: Connection,
+    ) -> Response:
+        try:
+            # An answer may come before all was sent: then it says why the store has stopped to listen.
+            with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+                connection.request(method, target, _pieces(body) if body else None, dict(headers))
+            return connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _pieces(body: bytes) -> Iterator[memoryview]:
+    view = memoryview(body)
+    for start in range(0, len(body), PIECE):
+        yield view[start : start + PIECE]
 
 
 def _close(idle: dict[str, list[Connection]]) -> None:
@@ -154,5 +159,5 @@ def _speaking(where: str) -> Iterator[None]:
     except ssl.SSLCertVerificationError as error:
         why = f"the certificate of {where} is not trusted: {error.verify_message}"
         raise StoreError(why, "set storage.ca_bundle to the file of your own authority") from error
-    except (OSError, Garbled) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise StoreAway(f"{where} does not answer ({type(error).__name__})") from error

@@ -54,7 +54,10 @@ class Pool:
             yield memoryview(bytearray(size))
             return
         with self._pieces:
-            buffer = self._spare.pop() if self._spare else bytearray(PIECE)
+            try:
+                buffer = self._spare.pop()
+            except IndexError:
+                buffer = bytearray(PIECE)
             try:
                 yield memoryview(buffer)[:size]
             finally:
@@ -63,27 +66,36 @@ class Pool:
     def in_order(self, calls: Sequence[Callable[[], T]]) -> Iterator[T]:
         """The results of `calls`, made side by side. After an error none is begun, and none still goes on."""
         if len(calls) == 1:
-            return iter([calls[0]()])
-        return _results([self._threads.submit(call) for call in calls])
+            yield calls[0]()
+            return
+        futures: list[Future[T]] = []
+        with _ended(futures):
+            futures += (self._threads.submit(call) for call in calls)
+            for future in futures:
+                yield future.result()
 
     def chain(self, start: T, steps: Sequence[Callable[[Callable[[], T]], T]]) -> T:
         """What the last of `steps` returns. They are made side by side, as above, and each is given what
         waits for the result of the one before: who waits does so for one that has its thread already."""
-        if len(steps) == 1:
-            return steps[0](lambda: start)
         futures: list[Future[T]] = []
-        for step in steps:
-            futures.append(self._threads.submit(step, futures[-1].result if futures else lambda: start))
         try:
-            return list(_results(futures))[-1]
+            if len(steps) == 1:
+                return steps[0](lambda: start)
+            with _ended(futures):
+                for step in steps:
+                    futures.append(
+                        self._threads.submit(step, futures[-1].result if futures else lambda: start)
+                    )
+                return [future.result() for future in futures][-1]
         finally:
             self._spare.clear()
 
 
-def _results(futures: Sequence[Future[T]]) -> Iterator[T]:
+@contextmanager
+def _ended(futures: list[Future[T]]) -> Iterator[None]:
+    """Afterwards none of them begins, and none still goes on."""
     try:
-        for future in futures:
-            yield future.result()
+        yield
     finally:
         for future in futures:
             future.cancel()

@@ -90,6 +90,8 @@ class Signed:
         context = {"sha256": sha256}
         request = SimpleNamespace(method=method, url=url, headers=headers, params=None, context=context)
         _Signer(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
+        if Body:
+            headers["Content-Length"] = str(len(Body))
         with self._connections.exchange(method, url, headers, Body) as answer:
             if answer.status >= 300:
                 raise _error(answer, operation)
