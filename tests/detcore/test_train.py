@@ -107,12 +107,13 @@ def test_fp16_in_parts_with_sync_bn_goes_on_the_same(tiny: dict[str, Any], new_r
     assert run.metrics() == metrics
 
 
-def test_sigterm_at_every_place(tiny: dict[str, Any], new_run: NewRun) -> None:
+def test_sigterm_at_every_place(tiny: dict[str, Any], new_run: NewRun, tmp_path: Path) -> None:
     """Before the first step, in the final evaluation, in a hail of signals while saves follow one another:
     the run comes back and is the same."""
     tiny["data"]["workers"] = 0
     tiny["schedule"] |= {"iterations": 8, "steps": []}
     tiny["evaluation"] = {"every": None}
+    tiny["data"]["val"] = many_images(tiny["data"], tmp_path)
     undisturbed = new_run("undisturbed", tiny).finish(ranks=1)
 
     run = new_run("disturbed", tiny, every="1it", keep=1)
@@ -139,6 +140,17 @@ def test_sigterm_at_every_place(tiny: dict[str, Any], new_run: NewRun) -> None:
     assert run.read("outcome.json")["metrics"] == undisturbed.read("outcome.json")["metrics"]
     assert_same(run.final(), undisturbed.final())
     assert run.metrics() == undisturbed.metrics()
+
+
+def many_images(data: dict[str, Any], folder: Path) -> dict[str, str]:
+    """A split of the same images over and over: its evaluation is not over before a signal comes."""
+    content = json.loads(Path(data["root"], data["val"]["annotations"]).read_text())
+    again = [
+        image | {"id": 1000 * turn + image["id"]} for turn in range(1, 40) for image in content["images"]
+    ]
+    content["images"] += again
+    (folder / "many.json").write_text(json.dumps(content))
+    return data["val"] | {"annotations": str(folder / "many.json")}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
