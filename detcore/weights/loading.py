@@ -71,8 +71,7 @@ def fit(module: nn.Module, spec: str, state: Mapping[str, Tensor]) -> Report:
     renamed = {rename(name, table): (name, value) for name, value in state.items()}
     if table == "tensorflow_ssdlite":
         tensorflow.reorder(renamed, ours)
-    if table in STYLED:
-        _check_style(module, spec, table)
+    _check_style(module, spec, table)
     if table in ("torchvision_retinanet", "torchvision_fcos"):
         torchvision.reorder(renamed, ours, len(getattr(module, "ratios", [1.0])))
     _fill_implied(module, renamed)
@@ -116,12 +115,15 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_style(module: nn.Module, spec: str, table: str) -> None:
-    if not getattr(module, "torchvision", True):
+    project = table.partition("_")[0]
+    theirs = project == "torchvision"
+    if project in ("torchvision", "detectron2") and getattr(module, "torchvision", theirs) != theirs:
+        where = f", as in recipes/{STYLED[table]}.yaml" if theirs else ""
         raise WeightsError(
-            f"weights {spec} are from torchvision, whose boxes are computed otherwise: they want "
-            f"`train.model.style: torchvision`, as in recipes/{STYLED[table]}.yaml"
+            f"weights {spec} are from {project}, whose boxes are computed otherwise: they want "
+            f"`train.model.style: {project}`{where}"
         )
-    if module.backbone.pixels != TORCHVISION_PIXELS:
+    if table in STYLED and module.backbone.pixels != TORCHVISION_PIXELS:
         raise WeightsError(
             f"weights {spec} ({table} names) were trained with other pixel values: they want "
             f"`train.model.backbone.style: torchvision`, as in recipes/{STYLED[table]}.yaml"

@@ -10,12 +10,12 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
 from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 
@@ -87,11 +87,10 @@ class Signed:
         url = self._base + quote(Key, safe="/~") + (f"?{urlencode(query, quote_via=quote)}" if query else "")
         headers = {HEADERS[name]: params[name] for name in HEADERS if name in params}
         headers |= {META + name: value for name, value in Metadata.items()} | {"Host": self._host}
-        context = {"sha256": sha256}
-        request = SimpleNamespace(method=method, url=url, headers=headers, params=None, context=context)
+        request = AWSRequest(method, url, headers)
+        request.context["sha256"] = sha256
         _Signer(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
-        if Body:
-            headers["Content-Length"] = str(len(Body))
+        headers = dict(request.headers.items()) | ({"Content-Length": str(len(Body))} if Body else {})
         with self._connections.exchange(method, url, headers, Body) as answer:
             if answer.status >= 300:
                 raise _error(answer, operation)
@@ -99,18 +98,13 @@ class Signed:
 
 
 class _Signer(S3SigV4Auth):  # type: ignore[misc]
-    """Of requests whose headers are a dict, each with the name that botocore gives it."""
-
     def payload(self, request: Any) -> str:
         return str(request.context["sha256"])  # it is known already
 
-    def headers_to_sign(self, request: Any) -> dict[str, str]:
-        return {name.lower(): value for name, value in request.headers.items()}
-
-    def canonical_headers(self, headers_to_sign: dict[str, str]) -> str:
-        return "\n".join(
-            f"{name}:{' '.join(headers_to_sign[name].split())}" for name in sorted(headers_to_sign)
-        )
+    def headers_to_sign(self, request: Any) -> Any:
+        if "signed" not in request.context:  # asked for twice
+            request.context["signed"] = super().headers_to_sign(request)
+        return request.context["signed"]
 
 
 def _error(answer: Answer, operation: str) -> ClientError:

@@ -16,7 +16,7 @@ from detcore.models import build_model
 from detcore.ops.anchors import grid_anchors, whole_steps
 from detcore.weights import WeightsError
 from detcore.weights.classes import COCO
-from detcore.weights.loading import load
+from detcore.weights.loading import _check_style, load
 from tests.detcore.conftest import model_section
 from tests.detcore.test_convert import fetched
 from tests.detcore.test_weights import in_file_order, torchvision_names
@@ -194,6 +194,8 @@ def test_a_model_of_other_classes_or_arithmetic_is_refused(tmp_path: Path) -> No
         load(small(20), str(tmp_path / "coco.pth"))
     with pytest.raises(WeightsError, match=r"they want `train\.model\.style: torchvision`"):
         load(small(80, "detectron2"), str(tmp_path / "coco.pth"))
+    with pytest.raises(WeightsError, match=r"they want `train\.model\.style: detectron2`$"):
+        _check_style(small(80), "weights.pth", "detectron2_retinanet")
 
 
 def test_anchors_of_whole_pixels() -> None:
