@@ -8,14 +8,12 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-PART = 16 << 20  # bytes; what is bigger goes in parts
-PIECE = 8 << 20  # and comes in pieces
+PART = 16 << 20  # bytes; what is bigger goes, and comes, in parts
 MIN_PART = 5 << 20  # S3's own limits: of each part but the last,
 MAX_PARTS = 10_000  # of their number,
 COPY = 512 << 20  # S3 takes 5 GiB in one request, which is long to wait for an answer
-AT_ONCE = 8
 SMALL = 1 << 20
-IN_MEMORY = 4  # bodies above SMALL at a time: each costs more than its own size
+AT_ONCE = 4  # bodies above SMALL: each that is sent costs more memory than its own size
 
 
 class Span(NamedTuple):
@@ -39,7 +37,7 @@ class Pool:
     """A store's threads for parts, started when they are first needed, and the room for bodies in memory."""
 
     def __init__(self) -> None:
-        self._room, self._pieces = Semaphore(IN_MEMORY), Semaphore(AT_ONCE)
+        self._room = Semaphore(AT_ONCE)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="parts")
         self._spare: list[bytearray] = []  # new memory costs as much as to fill it
 
@@ -49,15 +47,15 @@ class Pool:
 
     @contextmanager
     def buffer(self, size: int) -> Iterator[memoryview]:
-        """Memory for a piece that comes."""
+        """Memory for a part that comes."""
         if size <= SMALL:
             yield memoryview(bytearray(size))
             return
-        with self._pieces:
+        with self._room:
             try:
                 buffer = self._spare.pop()
             except IndexError:
-                buffer = bytearray(PIECE)
+                buffer = bytearray(PART)
             try:
                 yield memoryview(buffer)[:size]
             finally:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from launcher.errors import StoreError
@@ -31,7 +30,7 @@ from launcher.storage.base import (
 )
 from launcher.storage.bucket import Bucket, Condition, Steps
 from launcher.storage.files import Changed, Source, opened, write_at, written_aside
-from launcher.storage.parts import COPY, MAX_PARTS, MIN_PART, PART, PIECE, Span, even_spans, spans
+from launcher.storage.parts import COPY, MAX_PARTS, MIN_PART, PART, Span, even_spans, spans
 from launcher.storage.wire import META, Headers, info_of, md5_of, metadata_of
 
 Seen = tuple["hashlib._Hash", Headers]
@@ -225,7 +224,7 @@ class S3Store(Store):
     def _bring(self, key: str, fd: int, size: int, etag: str) -> Headers:
         """Fill an empty file, and see that it is what was once sent. Raises Damaged."""
 
-        name, file, writing = self._key(key), Source(fd, os.fstat(fd)), Lock()
+        name, file = self._key(key), Source(fd, os.fstat(fd))
 
         def fetch(span: Span, before: Callable[[], Seen]) -> Seen:
             with self.bucket.pool.buffer(span.size) as buffer:
@@ -238,14 +237,13 @@ class S3Store(Store):
             with self.bucket.reading(name, etag, span, buffer) as (headers, chunks):
                 at = span.start
                 for chunk in chunks:
-                    with writing:  # the kernel lets one write to a file at a time, and spins till then
-                        write_at(fd, chunk, at)
+                    write_at(fd, chunk, at)
                     at += len(chunk)
             return headers
 
-        pieces = spans(0, size, PIECE, parts=size or 1)  # requests, of which there may be any number
+        parts = spans(0, size, parts=size or 1)  # requests, of which there may be any number
         start: Seen = hashlib.sha256(), {}
-        seen, headers = self.bucket.pool.chain(start, [partial(fetch, span) for span in pieces])
+        seen, headers = self.bucket.pool.chain(start, [partial(fetch, span) for span in parts])
         self._verify(key, headers, lambda kind: seen if kind == "sha256" else file.hashed(kind, size))
         return headers
 

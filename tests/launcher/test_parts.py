@@ -1,4 +1,4 @@
-"""Pieces side by side, one result: in order, whatever comes first, and nothing goes on after an error."""
+"""Parts side by side, one result: in order, whatever comes first, and nothing goes on after an error."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from launcher.storage.parts import AT_ONCE, PIECE, SMALL, Pool
+from launcher.storage.parts import AT_ONCE, PART, SMALL, Pool
 
 
 def test_a_chain_is_in_order_whatever_comes_first() -> None:
@@ -54,10 +54,10 @@ def test_many_chains_at_once_need_no_more_memory_than_one() -> None:
         return done
 
     def chain(pieces: int) -> None:
-        assert pool.chain(0, [partial(step, PIECE)] * pieces + [partial(step, 5)]) == pieces * PIECE + 5
+        assert pool.chain(0, [partial(step, PART)] * pieces + [partial(step, 5)]) == pieces * PART + 5
 
     threads = [threading.Thread(target=chain, args=(number % 4 * 10,)) for number in range(16)]
-    threads += [threading.Thread(target=pool.chain, args=(0, [partial(step, PIECE)])) for _ in range(16)]
+    threads += [threading.Thread(target=pool.chain, args=(0, [partial(step, PART)])) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
