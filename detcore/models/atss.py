@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.models.dense import DenseDetector
-from detcore.models.heads import DenseHead, Predictions
+from detcore.models.heads import DenseHead, Predictions, of_rows
 from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_anchors, grid_points
 from detcore.ops.boxes import to_cxcywh
@@ -55,8 +55,8 @@ class ATSS(DenseDetector):
             ]
         )
 
-    def decode(self, predictions: Predictions) -> Tensor:
-        return self.coder.decode(predictions.boxes, self.anchors(predictions))
+    def decode(self, predictions: Predictions, rows: Tensor | None = None) -> Tensor:
+        return self.coder.decode(*of_rows(rows, predictions.boxes, self.anchors(predictions)))
 
     def assign(self, predictions: Predictions, targets: Targets) -> Tensor:
         """Algorithm 1 -> (N, R)."""

@@ -68,8 +68,8 @@ class DenseDetector(nn.Module):
     def losses(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def decode(self, predictions: Predictions) -> Tensor:
-        """Boxes (N, R, 4) in pixels, not clipped."""
+    def decode(self, predictions: Predictions, rows: Tensor | None = None) -> Tensor:
+        """Boxes (N, R, 4) in pixels, not clipped; or those of rows (N, r)."""
         raise NotImplementedError
 
     def scores(self, predictions: Predictions) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +90,7 @@ class DenseDetector(nn.Module):
         return select(
             best,
             lambda rows: self.scores(predictions.at(rows))[0],
-            self.decode(predictions),
+            lambda rows: self.decode(predictions, rows),
             self.level_rows(predictions),
             score=self.score,
             topk=self.topk,

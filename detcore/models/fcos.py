@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.models.dense import DenseDetector
-from detcore.models.heads import DenseHead, Predictions
+from detcore.models.heads import DenseHead, Predictions, of_rows
 from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_points, whole_steps
 from detcore.ops.coder import centerness, from_distances, to_distances
@@ -69,9 +69,9 @@ class FCOS(DenseDetector):
         ]
         return torch.cat(levels), self._of_levels(self.neck.strides, predictions)
 
-    def decode(self, predictions: Predictions) -> Tensor:
-        points, strides = self.points(predictions)
-        return from_distances(self._distances(predictions.boxes, strides), points)
+    def decode(self, predictions: Predictions, rows: Tensor | None = None) -> Tensor:
+        raw, points, strides = of_rows(rows, predictions.boxes, *self.points(predictions))
+        return from_distances(self._distances(raw, strides), points)
 
     def assign(self, predictions: Predictions, targets: Targets) -> Tensor:
         """Section 3.2 -> (N, R)."""
@@ -115,7 +115,7 @@ class FCOS(DenseDetector):
     def _distances(self, raw: Tensor, strides: Tensor) -> Tensor:
         """Raw predictions (N, R, 4) -> l, t, r, b in pixels."""
         if self.distances == "relu":
-            return F.relu(raw) * strides[:, None]
+            return F.relu(raw) * strides[..., None]
         return raw.clamp(max=MAX_LOG_DISTANCE).exp()
 
     def _of_levels(self, values: Sequence[float], predictions: Predictions) -> Tensor:

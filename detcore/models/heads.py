@@ -55,6 +55,13 @@ class Predictions(NamedTuple):
         return Predictions(pick(self.logits, rows), pick(self.boxes, rows), quality, self.shapes)
 
 
+def of_rows(rows: Tensor | None, predicted: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+    """Predictions (N, R, D) and what belongs to each row (R, ...) -> those of rows (N, r), or of all."""
+    if rows is None:
+        return predicted, *places
+    return pick(predicted, rows), *(place[rows] for place in places)
+
+
 class DenseHead(nn.Module):
     """The head of RetinaNet (arXiv:1708.02002, figure 3), and with centerness that of FCOS
     (arXiv:1904.01355, figure 2).

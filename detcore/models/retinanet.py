@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detcore.models.dense import DenseDetector
-from detcore.models.heads import DenseHead, Predictions
+from detcore.models.heads import DenseHead, Predictions, of_rows
 from detcore.necks import build_pyramid
 from detcore.ops.anchors import grid_anchors, grid_points, whole_steps
 from detcore.ops.coder import DeltaCoder
@@ -64,8 +64,8 @@ class RetinaNet(DenseDetector):
             ]
         )
 
-    def decode(self, predictions: Predictions) -> Tensor:
-        return self.coder.decode(predictions.boxes, self.anchors(predictions))
+    def decode(self, predictions: Predictions, rows: Tensor | None = None) -> Tensor:
+        return self.coder.decode(*of_rows(rows, predictions.boxes, self.anchors(predictions)))
 
     def assign(self, anchors: Tensor, targets: Targets) -> Tensor:
         """Section 4, "anchors" -> (N, R)."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detcore.backbones import build_backbone
 from detcore.backbones.layers import ConvNorm
 from detcore.models.dense import DenseDetector
-from detcore.models.heads import Predictions, rows
+from detcore.models.heads import Predictions, of_rows, rows
 from detcore.ops.anchors import boxes_around, grid_points
 from detcore.ops.coder import DeltaCoder
 from detcore.ops.losses import mean_over_ranks, smooth_l1_loss
@@ -171,8 +171,8 @@ class SSDLite(DenseDetector):
         levels = zip(predictions.shapes, self.head.anchors, strict=True)
         return [height * width * count for (height, width), count in levels]
 
-    def decode(self, predictions: Predictions) -> Tensor:
-        return self.coder.decode(predictions.boxes, self.priors(predictions))
+    def decode(self, predictions: Predictions, rows: Tensor | None = None) -> Tensor:
+        return self.coder.decode(*of_rows(rows, predictions.boxes, self.priors(predictions)))
 
     def scores(self, predictions: Predictions) -> tuple[Tensor, None]:
         logits = predictions.logits

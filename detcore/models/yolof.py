@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -200,7 +201,7 @@ class YOLOF(nn.Module):
         return select(
             rows.amax(dim=-1).sigmoid(),
             lambda index: pick(rows, index).sigmoid(),
-            boxes,
+            partial(pick, boxes),
             [boxes.shape[1]],
             score=self.score,
             topk=self.topk,

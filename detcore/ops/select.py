@@ -16,7 +16,7 @@ FIRST = 1000  # candidates that NMS looks at to begin with
 def select(
     best: Tensor,
     scores: Callable[[Tensor], Tensor],
-    boxes: Tensor,
+    boxes: Callable[[Tensor], Tensor],
     levels: Sequence[int],
     *,
     score: float,
@@ -26,10 +26,11 @@ def select(
     quality: Tensor | None = None,
     sizes: Tensor | None = None,
 ) -> Detections:
-    """Boxes (N, R, 4), `levels` of them on each level -> at most `limit` an image.
+    """Of R boxes, `levels` of them on each level, at most `limit` an image.
 
     best         (N, R), the highest score that a box has for any class
     scores       rows (N, r) -> their scores (N, r, K). Asked of few: a pyramid has millions of scores
+    boxes        rows (N, r) -> their boxes (N, r, 4), pixels
     score, topk  of each level the `topk` best pairs of box and class, if above `score`
     quality      (N, R), multiplies the scores of these candidates
     sizes        (N, 2) true (h, w), if the boxes are cut to them before NMS and empty ones dropped, as in
@@ -43,22 +44,22 @@ def select(
         # The best pairs are in the best rows, and no more rows than pairs are needed. Both stay in their
         # order, so that of equal scores the first comes first, whatever topk does with how many.
         rows = level.topk(count, dim=1).indices.sort(dim=1).values + first
-        found = scores(rows)
-        classes, flat = found.shape[-1], found.flatten(1)
+        level_scores = scores(rows)
+        classes, flat = level_scores.shape[-1], level_scores.flatten(1)
         index = flat.topk(min(topk, flat.shape[1]), dim=1).indices.sort(dim=1).values
         candidates.append((flat.gather(1, index), pick(rows, index // classes), index % classes))
         first += level.shape[1]
     values, row, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
 
-    boxes, real = pick(boxes, row), values > score
+    found, real = boxes(row), values > score
     if quality is not None:
         values = values * pick(quality, row)
     if sizes is not None:
-        boxes = clip(boxes, sizes)
-        real &= _solid(boxes)
+        found = clip(found, sizes)
+        real &= _solid(found)
     order = torch.where(real, values, -1.0).argsort(dim=1, descending=True, stable=True)
-    found = Detections(*(pick(part, order) for part in (boxes, values, labels)), real.sum(dim=1))
-    return compact(found, _best(found, nms_iou, limit), limit)
+    ranked = Detections(*(pick(part, order) for part in (found, values, labels)), real.sum(dim=1))
+    return compact(ranked, _best(ranked, nms_iou, limit), limit)
 
 
 def _best(found: Detections, threshold: float, limit: int) -> Tensor:

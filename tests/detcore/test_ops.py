@@ -201,7 +201,7 @@ def test_a_few_candidates_are_enough_for_nms(monkeypatch: pytest.MonkeyPatch) ->
     scores = torch.rand(2, 300, 3, generator=generator)
     scores[1, 5:] = 0
     options = {"score": 0.1, "topk": 100, "nms_iou": 0.3, "limit": 20}
-    given = (scores.amax(-1), partial(pick, scores), boxes, [200, 100])
+    given = (scores.amax(-1), partial(pick, scores), partial(pick, boxes), [200, 100])
     whole = select(*given, **options)
     monkeypatch.setattr("detcore.ops.select.FIRST", 8)
     for ours, wanted in zip(select(*given, **options), whole, strict=True):
