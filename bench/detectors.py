@@ -3,14 +3,16 @@ of memory of each alone.
 
 RetinaNet and FCOS (detectron2's, which is what torchvision has) on ResNet-50 with frozen batch norm, the last
 three stages trained, 80 classes, the same images and boxes for both; SGD. A step is bytes to changed weights;
-torchvision gets floats ready made, and does not resize. SSDLite stands beside torchvision's, which is on
+torchvision gets floats ready made, and does not resize. First ours has `channels_last: true`, as the recipes
+for CPUs have (recipes/_base/bccd.yaml), and torchvision's is as its script makes it; then the layout of
+memory is the same for both, one and the other. SSDLite stands beside torchvision's, which is on
 MobileNetV3-Large, for orientation.
 """
 
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ Seconds = Callable[[], float]
 def main() -> list[Result]:
     torch.set_num_threads(THREADS)
     folder = str(beside.bring())
-    return [*(measure for name in MODELS for measure in (memory(name, folder), steps(name))), ssdlite()]
+    return [*(measure for name in MODELS for measure in (memory(name, folder), *steps(name))), ssdlite()]
 
 
 def batch(count: int, size: tuple[int, int]) -> Inputs:
@@ -72,8 +74,8 @@ def learner(section: dict[str, Any], device: torch.device = CPU, **train: Any) -
     return Learner(cfg, World(0, 1, device), pretrained=False)
 
 
-def our_step(section: dict[str, Any], inputs: Inputs) -> Seconds:
-    trained = learner(section)
+def our_step(section: dict[str, Any], inputs: Inputs, **train: Any) -> Seconds:
+    trained = learner(section, **train)
     return timed(lambda: trained.step(1, [inputs]))
 
 
@@ -108,12 +110,16 @@ def timed(work: Callable[[], Any]) -> Seconds:
     return seconds
 
 
-def steps(name: str) -> Result:
+def steps(name: str) -> Iterator[Result]:
     inputs = batch(2, SMALL)
-    ours = our_step(MODELS[name], inputs)
+    last, first = (our_step(MODELS[name], inputs, channels_last=on) for on in (True, False))
     theirs = their_step(beside.build(name, CLASSES, SMALL).train(), inputs)
+    other = beside.build(name, CLASSES, SMALL).train().to(memory_format=torch.channels_last)
+    theirs_last = their_step(other, inputs)
     what = f"{name}: a training step, 2 images of {SMALL[1]}x{SMALL[0]}"
-    return in_turn(what, "<= 0.95", ("detcore", ours), ("torchvision", theirs))
+    yield in_turn(what, "<= 0.95", ("detcore", last), ("torchvision", theirs))
+    yield in_turn(f"{what}, both channels first", "<= 1", ("detcore", first), ("torchvision", theirs))
+    yield in_turn(f"{what}, both channels last", "<= 1", ("detcore", last), ("torchvision", theirs_last))
 
 
 def ssdlite() -> Result:
