@@ -165,6 +165,7 @@ def validate(recipes: tuple[Path, ...]) -> int:
     from launcher.recipe import parse, program, resolve
 
     worst = 0
+    told: set[str] = set()  # of a base that recipes share it is said once
     for path in recipes:
         try:
             document = resolve(path)
@@ -173,8 +174,10 @@ def validate(recipes: tuple[Path, ...]) -> int:
             click.echo(error.message, err=True)
             worst = max(worst, error.exit_status)
             continue
-        for problem in findings.machine:
-            click.echo(f"warning: {document.error([problem])}", err=True)
+        for warning in (f"warning: {document.error([problem])}" for problem in findings.machine):
+            if warning not in told:
+                click.echo(warning, err=True)
+                told.add(warning)
         click.echo(f"{path}: good")
     return worst
 

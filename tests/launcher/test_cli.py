@@ -190,6 +190,15 @@ def test_validate_checks_all_that_it_is_given() -> None:
     assert launch("validate", "toy.yaml").returncode == 0 and runs() == []
 
 
+def test_validate_says_once_what_is_wrong_with_a_base() -> None:
+    Path("base.yaml").write_text("extends: toy.yaml\nresources: {device: cuda, gpus: 64}\n")
+    for name in ("one.yaml", "other.yaml"):
+        Path(name).write_text("extends: base.yaml\n")
+    done = launch("validate", "one.yaml", "other.yaml")
+    assert done.returncode == 0 and done.stdout.count(": good") == 2
+    assert done.stderr.count("the recipe asks for 64") == 1
+
+
 BAD = {
     "no recipe": (["nowhere.yaml"], "nowhere.yaml: there is no such recipe"),
     "a misspelt verb": (["statsu"], "did you mean `launch status`?"),
