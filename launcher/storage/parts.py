@@ -13,7 +13,8 @@ MIN_PART = 5 << 20  # S3's own limits: of each part but the last,
 MAX_PARTS = 10_000  # of their number,
 COPY = 512 << 20  # S3 takes 5 GiB in one request, which is long to wait for an answer
 SMALL = 1 << 20
-AT_ONCE = 4  # bodies above SMALL: each that is sent costs more memory than its own size
+AT_ONCE = 4  # parts that move side by side
+SENT, COMING = AT_ONCE, 2 * AT_ONCE  # bodies above SMALL: one that is sent costs more than its own size
 
 
 class Span(NamedTuple):
@@ -37,7 +38,7 @@ class Pool:
     """A store's threads for parts, started when they are first needed, and the room for bodies in memory."""
 
     def __init__(self) -> None:
-        self._room = Semaphore(AT_ONCE)
+        self._room, self._pieces = Semaphore(SENT), Semaphore(COMING)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="parts")
         self._spare: list[bytearray] = []  # new memory costs as much as to fill it
 
@@ -51,11 +52,13 @@ class Pool:
         if size <= SMALL:
             yield memoryview(bytearray(size))
             return
-        with self._room:
+        with self._pieces:
             try:
                 buffer = self._spare.pop()
             except IndexError:
-                buffer = bytearray(PART)
+                buffer = bytearray()
+            if len(buffer) < size:
+                buffer = bytearray(size)
             try:
                 yield memoryview(buffer)[:size]
             finally:

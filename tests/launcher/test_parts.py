@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from launcher.storage.parts import AT_ONCE, PART, SMALL, Pool
+from launcher.storage.parts import AT_ONCE, COMING, PART, SMALL, Pool
 
 
 def test_a_chain_is_in_order_whatever_comes_first() -> None:
@@ -63,4 +63,4 @@ def test_many_chains_at_once_need_no_more_memory_than_one() -> None:
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
-    assert most[0] <= AT_ONCE
+    assert most[0] <= COMING
