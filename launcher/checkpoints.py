@@ -15,7 +15,14 @@ from launcher.rundir import RunDir
 from launcher.storage.base import key_problem
 
 MANIFEST = "manifest.json"
-NAME = re.compile(r"step-(\d{8,12})-fence-(\d{1,9})", re.ASCII)
+FENCE_DIGITS = 9
+NAME = re.compile(rf"step-(\d{{8,12}})-fence-(\d{{1,{FENCE_DIGITS}}})", re.ASCII)
+
+
+def fence_of(said: object) -> int:
+    """An attempt's number as a file or a name has it; 0 for what is none."""
+    text = str(said)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= FENCE_DIGITS else 0
 
 
 @dataclass(frozen=True, order=True)

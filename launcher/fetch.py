@@ -21,6 +21,7 @@ from launcher.storage import StoreSettings, reach
 
 MARKER = ".launch-fetched.json"  # in the folder: all of it is there
 LOCK = ".launch-fetch.lock"
+OURS = transfer.Filters([(False, MARKER), (False, LOCK)])  # a bucket may hold those of another machine
 RETRY = 10.0  # seconds between two tries
 FRUITLESS = 5  # tries in a row that bring nothing, although the store is there
 BEAT = 1.0  # seconds between heartbeats
@@ -57,7 +58,9 @@ def bring(item: Fetch, folder: Path, settings: StoreSettings, told: "Beat") -> N
         fruitless, begun = 0, time.monotonic()
         while _held(folder) != item.source:
             try:
-                summary = transfer.sync(item.source, str(folder), settings=settings, report=told)
+                summary = transfer.sync(
+                    item.source, str(folder), filters=OURS, settings=settings, report=told
+                )
             except StoreAway as error:
                 told.problem(f"waiting for the store: {error.message}")
                 time.sleep(RETRY)
@@ -66,6 +69,7 @@ def bring(item: Fetch, folder: Path, settings: StoreSettings, told: "Beat") -> N
                 seconds = time.monotonic() - begun
                 files = summary.done + summary.same
                 print(f"launch: {item.source} is in {folder}: {files} files, {seconds:.0f} s", flush=True)
+                os.sync()  # so that the marker does not outlive the data
                 write_json(folder / MARKER, {"schema": 1, "from": item.source, "files": files})
                 return
             fruitless = 0 if summary.done else fruitless + 1

@@ -43,6 +43,8 @@ def _remove_in_store(run: RunDir) -> None:
         except Taken as taken:
             raise UserError(taken.message, "launch stop, there") from None
     # A manifest says that all of its checkpoint is there: so it goes first.
-    keys = sorted((entry.key for entry in store.list()), key=lambda key: not key.endswith("/manifest.json"))
-    for key in keys:
-        store.delete(key)
+    keys = [entry.key for entry in store.list()]
+    manifests = [key for key in keys if key.endswith("/manifest.json")]
+    store.delete_many(manifests)
+    store.delete_many(key for key in keys if key not in manifests)
+    store.sweep()

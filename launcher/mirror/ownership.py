@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from launcher.checkpoints import fence_of
 from launcher.errors import StoreError, Taken
 from launcher.storage import NotFound, PreconditionFailed, Store
 
@@ -127,10 +128,7 @@ def _by(owner: dict[str, Any]) -> str:
 
 
 def _fence(owner: dict[str, Any]) -> int:
-    try:
-        return max(0, int(owner.get("fence", 0)))
-    except (TypeError, ValueError):
-        return 0
+    return fence_of(owner.get("fence"))
 
 
 class Pulse:

@@ -35,9 +35,21 @@ class Publisher:
         self._broken: set[Mark] = set()
 
     def wanted(self) -> list[Mark]:
-        """Checkpoints to send, newest first; none that the store would not keep."""
+        """Checkpoints to send, newest first; none that the store would not keep. One that has lost a file
+        there, and is here, is sent again."""
         here, durable = set(checkpoints(self._run)) - self._broken, self._record.durable()
-        return sorted(self._kept(here | durable) - durable, reverse=True)
+        whole = {mark for mark in durable if mark not in here or self._is_whole(mark)}
+        return sorted(self._kept(here | durable) - whole, reverse=True)
+
+    def _is_whole(self, mark: Mark) -> bool:
+        """Whether the store holds all files of a checkpoint that is here."""
+        try:
+            manifest = (self._run.checkpoints / mark.name / MANIFEST).read_bytes()
+            files, objects = read_manifest(manifest, mark), self._record.known()
+        except (OSError, ValueError):
+            return True  # it cannot be sent from here
+        there = {name: objects.get(f"checkpoints/{mark.name}/{name}") for name in files}
+        return all(known and known.size == files[name].size for name, known in there.items())
 
     def send(self, mark: Mark) -> bool:
         """False if the program deleted the checkpoint meanwhile: then nothing of it stays in the store.

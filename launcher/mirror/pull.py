@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -102,17 +103,21 @@ def _pull(store: Store, keys: dict[str, Entry], aside: RunDir, accept: Callable[
         snapshot.give(aside.code, keys)
         _check_identity(aside, store.url)
         accept(aside)
-        reasons = []
+        whole, reasons = [], []
         for mark in marks:
             with brought(store, mark, aside.checkpoints) as (folder, reason):
                 if reason is None:
                     put_in_place(folder, aside.checkpoints / mark.name)
+                    whole.append(mark)
                 else:
                     reasons.append(reason)
                     log.warning("passed over checkpoint %s in %s: %s", mark.name, store.url, reason)
             advance()
     if marks and len(reasons) == len(marks):
         raise StoreError(f"none of the {len(marks)} checkpoints in {store.url} is whole: {reasons[0]}")
+    if whole:  # what is known of the store, until the run is claimed there
+        durable = {"step": max(whole).step, "fence": max(whole).fence, "since": time.time()}
+        write_json(aside.synced, {"schema": 1, "url": store.url, **durable, "behind": 0, "missing": []})
 
 
 def _check_identity(run: RunDir, url: str) -> None:

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from launcher.errors import RecipeError
 from launcher.recipe import environment
@@ -23,6 +23,7 @@ from launcher.recipe.sections import (
     Slurm,
     Storage,
     Tmux,
+    apart,
 )
 from launcher.recipe.yamlpos import dump, read_file, read_override
 
@@ -34,7 +35,7 @@ class Recipe(Section):
     program: Program
     resources: Resources = Resources()
     restart: Restart = Restart()
-    fetch: list[Fetch] = Field(default=[])
+    fetch: Annotated[list[Fetch], AfterValidator(apart)] = Field(default=[])
     """Data sets that must be on a machine before the program starts there."""
     checkpoint: Checkpoint = Checkpoint()
     storage: Storage = Storage()
@@ -195,7 +196,8 @@ def _plain(error: Any) -> Problem:
     if error["type"] == "extra_forbidden":
         return Problem(loc, f"{name} is unknown", _fields(loc[:-1]))
     if error["type"] == "value_error":
-        return Problem(loc, f"{name} {error['ctx']['error']}, not {error['input']!r}")
+        given = "" if isinstance(error["input"], list) else f", not {error['input']!r}"
+        return Problem(loc, f"{name} {error['ctx']['error']}{given}")
     if error["type"] == "greater_than":
         return Problem(loc, f"{name} must be more than {error['ctx']['gt']:g}")
     if error["type"] == "greater_than_equal":

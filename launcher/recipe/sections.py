@@ -1,9 +1,18 @@
 """The launcher's sections of a recipe: their keys, types, defaults, and what each is for."""
 
+import os
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
 from launcher.storage import StoreSettings
 
@@ -159,10 +168,21 @@ class Checkpoint(Section):
 
 
 class Fetch(Section):
-    source: Annotated[str, Field(alias="from", pattern=r"^(s3|file)://")]
+    source: Annotated[
+        str, Field(alias="from", pattern=r"^(s3|file)://"), AfterValidator(lambda url: url.rstrip("/"))
+    ]
     """Where a data set lies: s3://bucket/prefix, reached as `storage` says, or file:///folder."""
     to: Annotated[str, Field(min_length=1)]
     """The folder that it is brought to, once per machine; relative to the working directory."""
+
+
+def apart(fetches: list[Fetch]) -> list[Fetch]:
+    """A folder holds one data set: what is fetched into it later would be refused."""
+    folders = [os.path.normpath(item.to) for item in fetches]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ValueError(f"must not bring two data sets to one folder, {folder}")
+    return fetches
 
 
 class Storage(Section):

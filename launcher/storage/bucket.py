@@ -79,9 +79,9 @@ class Bucket:
             if following == before or not all(following.values()):
                 raise StoreAway(f"the listing of s3://{self.name}/{prefix} stops in its middle")
 
-    def head(self, key: str) -> Headers:
+    def head(self, key: str, **params: Any) -> Headers:
         try:
-            headers: Headers = self.ask("head_object", key)["ResponseMetadata"]["HTTPHeaders"]
+            headers: Headers = self.ask("head_object", key, **params)["ResponseMetadata"]["HTTPHeaders"]
         except Unexplained:
             self.ask("list_objects_v2", Prefix=key, MaxKeys=1)  # an answer with a body: it may say why
             raise

@@ -74,7 +74,10 @@ class FolderStore(Store):
             with opened(target) as stored:
                 here = 0
                 while here < base.size:
-                    here += os.copy_file_range(stored.fd, fd, base.size - here)
+                    copied = os.copy_file_range(stored.fd, fd, base.size - here)
+                    if not copied:
+                        raise Changed("what was stored of the file has become shorter")
+                    here += copied
             for chunk in source.chunks(base.size):
                 write_all(fd, chunk)
             seen = Source(fd, os.fstat(fd)).sha256()
@@ -165,6 +168,8 @@ class FolderStore(Store):
     def _chunks(self, key: str) -> Iterator[bytes]:
         with self._stored(key) as source:
             yield from source.chunks()
+            if source.changed():
+                raise Changed("the file was written to while it was being copied")
 
     @contextmanager
     def _stored(self, key: str) -> Iterator[Source]:

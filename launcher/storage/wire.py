@@ -161,6 +161,10 @@ def metadata_of(headers: Headers) -> dict[str, str]:
 def md5_of(headers: Headers) -> str | None:
     """The MD5 that an etag is, unless the object came in parts or is encrypted with a key of its own."""
     etag = headers.get("etag", "").strip('"')
+    return None if is_sealed(headers) or len(etag) != 32 else etag
+
+
+def is_sealed(headers: Headers) -> bool:
+    """Whether the object is encrypted with a key of its own, so that its etag is no hash."""
     sealed = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
-    sealed |= "x-amz-server-side-encryption-customer-algorithm" in headers
-    return None if sealed or len(etag) != 32 else etag
+    return sealed or "x-amz-server-side-encryption-customer-algorithm" in headers

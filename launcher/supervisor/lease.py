@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.checkpoints import fence_of
 from launcher.errors import Taken
 from launcher.rundir import RunDir, read_json, read_jsonl, write_json
 from launcher.supervisor import processes
@@ -74,12 +75,13 @@ def boot() -> str:
 
 def highest_fence(run: RunDir) -> int:
     """The highest attempt number that ever was in this folder, whichever of its traces is left."""
-    fences = [int((read_json(run.lease) or {}).get("fence", 0))]
-    fences += [int(row.get("attempt", 0)) for row in read_jsonl(run.attempts)]
+    told = [
+        (read_json(run.lease) or {}).get("fence"),
+        *(row.get("attempt") for row in read_jsonl(run.attempts)),
+    ]
     for pattern, folder in (("attempt-*", run.logs), ("step-*-fence-*", run.checkpoints)):
-        numbers = [path.name.rpartition("-")[2] for path in folder.glob(pattern)]
-        fences += [int(number) for number in numbers if number.isdigit()]
-    return max(fences)
+        told += [path.name.rpartition("-")[2] for path in folder.glob(pattern)]
+    return max(map(fence_of, told), default=0)
 
 
 class Lease:

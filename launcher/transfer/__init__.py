@@ -48,7 +48,7 @@ def sync(
     if delete and not found.files:
         raise UserError(f"nothing is deleted, since {source} is empty or all of it is excluded",
                         "launch store rm --recursive deletes all below a place")  # fmt: skip
-    existing = _listed(there, filters, carrier, quiet=True)
+    existing = _listed(there, filters, carrier, quiet=True, lenient=not delete)
     plan = compare(found.files, existing.files, exact=there.root is not None, checksum=checksum)
     unwanted = surplus(found.files, existing.files, found.links) if delete else []
     _refuse(here, there, plan)
@@ -106,6 +106,7 @@ def remove(
         place, name = _single(target, settings)
         carrier = Carrier(place, place, report, stop, dry_run=dry_run)
         keys = [_entry(place, name, target).key] if filters.take(name) else []
+    report.begin(0, 0)
     carrier.delete(keys)
     return carrier.summary
 
@@ -137,7 +138,12 @@ def _entry(place: Place, name: str, argument: str) -> Entry:
 
 
 def _listed(
-    place: Place, filters: Filters, carrier: Carrier, quiet: bool = False, markers: bool = False
+    place: Place,
+    filters: Filters,
+    carrier: Carrier,
+    quiet: bool = False,
+    markers: bool = False,
+    lenient: bool = False,
 ) -> Scan:
     """What is at a place. What could not be read counts as failed; symbolic links are told unless `quiet`."""
     if place.root is None:
@@ -146,8 +152,9 @@ def _listed(
     if not place.root.is_dir():  # a target that is yet to be made
         return Scan()
     found = scan(place.root, filters)
-    carrier.summary.failed += len(found.problems)
-    for key, why in found.problems:
+    problems = [] if lenient else found.problems
+    carrier.summary.failed += len(problems)
+    for key, why in problems:
         carrier.report.problem(f"not read: {place.show(key)}: {why}")
     if not quiet:
         carrier.summary.links += len(found.links)

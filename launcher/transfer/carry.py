@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 from launcher.errors import LaunchError, StoreAway
@@ -46,7 +47,7 @@ class Carrier:
         self._lock = threading.Lock()
         self._halted = False
         self._reached = 0.0  # when an object last got through
-        self._bug: BaseException | None = None
+        self._error: BaseException | None = None
 
     def run(self, plan: Plan) -> None:
         self.summary.same += plan.same
@@ -56,20 +57,35 @@ class Carrier:
         for place in (self.source, self.target):
             if bucket := bucket_of(place.store):
                 bucket.watch = self._watch
-        if self._uploads and jobs and not self._dry:
-            self._uploads.clean()
-            # Once, and not by every thread in turn: a store that is away, or refuses us, is told in one line.
-            _ = self._verb != "upload" or (bucket and bucket.guard)
         before = self._ended()
+        if self._uploads and jobs and not self._dry:
+            self._side_by_side([self._prepare])
         todo = iter(jobs)  # the next of a list is one instruction: threads may share it
-        threads = [threading.Thread(target=self._work, args=(todo,), daemon=True)
-                   for _ in range(min(THREADS, len(jobs)))]  # fmt: skip
+        self._side_by_side([partial(self._work, todo)] * min(THREADS, len(jobs)))
+        self.summary.left += len(jobs) - (self._ended() - before)
+
+    def _prepare(self) -> None:
+        """Once, and not by every thread in turn: a store that is away, or refuses us, is told in one line."""
+        if self._uploads:
+            self._uploads.clean()
+        if self._verb == "upload" and (bucket := bucket_of(self.target.store)):
+            _ = bucket.guard
+
+    def _side_by_side(self, calls: Sequence[Callable[[], None]]) -> None:
+        """In threads that can be left behind, so that a stop is heard. Raises what one of them raised."""
+
+        def run(call: Callable[[], None]) -> None:
+            try:
+                call()
+            except BaseException as error:
+                self._error, self._halted = error, True
+
+        threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
         for thread in threads:
             thread.start()
         self._wait(threads)
-        self.summary.left += len(jobs) - (self._ended() - before)
-        if self._bug is not None:
-            raise self._bug
+        if self._error is not None:
+            raise self._error
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete in the target."""
@@ -109,13 +125,10 @@ class Carrier:
                 bucket.ask("delete_object", getattr(store, "prefix", "") + key)
 
     def _work(self, todo: Iterator[tuple[Entry, str, bool]]) -> None:
-        try:
-            while not self._halted and (job := next(todo, None)) is not None:
-                began = time.monotonic()
-                if not self._one(*job) and self._reached < began:
-                    return  # nobody has got through since: there is no use in trying the next
-        except BaseException as bug:  # the caller's thread shows it
-            self._bug, self._halted = bug, True
+        while not self._halted and (job := next(todo, None)) is not None:
+            began = time.monotonic()
+            if not self._one(*job) and self._reached < began:
+                return  # nobody has got through since: there is no use in trying the next
 
     def _one(self, entry: Entry, key: str, look: bool) -> bool:
         """False if the store was away."""

@@ -89,8 +89,10 @@ def local(argument: str) -> str:
         if parts.netloc not in ("", "localhost") or not parts.path:
             raise UserError(f"{argument!r} names nothing", "file:///FOLDER")
         return unquote(parts.path)
-    if "://" in argument:
+    if "://" in argument or argument.startswith("s3:"):
         raise UserError(f"{argument!r} is neither s3://BUCKET/KEY nor a path")
+    if argument == "-":
+        raise UserError("nothing is read from a pipe, or written to one", "./- is a file of that name")
     if not argument or "\0" in argument:
         raise UserError(f"{argument!r} is not a path")
     return os.path.expanduser(argument)  # noqa: PTH111 - Path's own raises without a home

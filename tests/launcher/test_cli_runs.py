@@ -112,8 +112,12 @@ def test_the_verbs_on_a_mirrored_run_in_a_window(
     assert refused.returncode == 2 and "is held by attempt 99" in refused.stderr, refused
     pulse.stop()
     other.release()
+    store = server.store(url.removeprefix("s3://runs/"))
+    left = {"Bucket": "runs", "Key": f"{url.removeprefix('s3://runs/')}/checkpoints/left"}
+    store.bucket._client.create_multipart_upload(**left)
     assert launch("rm", "verbs", "--store", **elsewhere).returncode == 0
     assert not [key for key in bucket(server) if str(row["id"]) in key]
+    assert store.sweep() == 0, "nor is an upload in parts left that somebody would pay for"
 
 
 @pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")

@@ -78,8 +78,13 @@ def test_two_runs_fetch_once_and_the_third_asks_nobody(toy: Make, store: Proxy, 
     assert make().start().end() == 0 and len(store.seen) == count
 
 
-def test_a_fetch_that_is_killed_goes_on_where_it_was(toy: Make, store: Proxy, tmp_path: Path) -> None:
+def test_a_fetch_that_is_killed_goes_on_where_it_was(
+    toy: Make, server: Weed, store: Proxy, tmp_path: Path
+) -> None:
+    """Though the bucket was filled from a folder that had been fetched, and says that all is here."""
     data = tmp_path / "coco"
+    held = json.dumps({"schema": 1, "from": "s3://runs/coco/train", "files": FILES}).encode()
+    server.store("coco/train").put_bytes(fetch.MARKER, held)
     store.rule = lambda request: Fault(silent=True) if len(bodies(store)) > FILES // 2 else None
     run = toy([str(data), str(FILES)], script=READS, fetch=wanted(data), backoff=0.1).start()
     wait("half of the files", lambda: len(list(data.glob("image-*"))) >= FILES // 2 - 16)

@@ -385,6 +385,19 @@ def test_a_broken_checkpoint_is_not_published(
     assert not any("step-00000020" in entry.key for entry in store.list())
 
 
+def test_a_checkpoint_that_lost_a_file_in_the_store_is_sent_again(
+    tmp_path: Path, started: Callable[..., Mirror]
+) -> None:
+    run, store = make_run(tmp_path, ""), FolderStore(tmp_path / "store")
+    mark = add_checkpoint(run, 10)
+    assert started(run, store, "first", 1).stop(30)
+    before = content(tmp_path / "store" / "checkpoints")
+    store.delete(f"checkpoints/{mark.name}/model.pth")
+    assert started(run, store, "second", 2).stop(30)
+    assert content(tmp_path / "store" / "checkpoints") == before
+    assert synced(run)["step"] == 10
+
+
 def test_a_checkpoint_deleted_here_while_it_is_sent(tmp_path: Path, started: Callable[..., Mirror]) -> None:
     """The program prunes when it likes: half a checkpoint in the store gets no manifest, and goes."""
     run, store = make_run(tmp_path, ""), Watched(tmp_path / "store")

@@ -118,6 +118,10 @@ def test_the_file_that_had_the_last_word_is_named() -> None:
         ("env: {vars: {AWS_SECRET_ACCESS_KEY: x}}\n", "looks like a secret"),
         ("env: {keep: [HF_TOKEN]}\n", "looks like a secret"),
         ("storage: {url: 's3://key:hunter2@bucket/x'}\n", "`storage.url` holds credentials"),
+        (
+            "fetch: [{from: 's3://a/b', to: x}, {from: 'file:///c', to: ./x/}]\n",
+            "r.yaml:2:8: `fetch` must not bring two data sets to one folder, x\n",
+        ),
         ("tmux: {session: 'a:b'}\n", "has characters that are not allowed here"),
         ("train: 3\n", "`train` must hold `key: value` lines"),
         ("train: {a: 1, a: 2}\n", "r.yaml:2:15: `a` is here twice (first: line 2)"),

@@ -62,6 +62,7 @@ def test_pull_to_an_empty_disk(server: Weed, tmp_path: Path) -> None:
     assert pulled.path == tmp_path / "empty" / "runs" / ID
     assert content(pulled.path) == content(run.path)
     assert newest(pulled) == Mark(1, 30)
+    assert (read_json(pulled.synced) or {})["step"] == 30, "it is still durable"
     assert [path.name for path in pulled.path.parent.iterdir()] == [ID], "nothing else is left there"
     with pytest.raises(UserError, match="is here already") as caught:
         pull_run(url + "/", server.settings, tmp_path / "empty" / "runs")

@@ -184,6 +184,24 @@ def test_more_keys_than_a_page_has(store: Store) -> None:
     assert set(keys(store)) == {"many/top"}
 
 
+def test_a_folders_file_that_changes_while_it_is_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path / "store")
+    store.put_file("data", file(tmp_path, bytes(3 * MIB)))
+    target = tmp_path / "brought"
+
+    def rewrite() -> None:
+        with (tmp_path / "store" / "data").open("r+b") as stored:
+            stored.write(b"other")
+
+    with tampered(monkeypatch, rewrite), pytest.raises(Changed):
+        store.get_file("data", target)
+    assert not target.exists()
+    store.get_file("data", target)
+    assert target.read_bytes()[:5] == b"other"
+
+
 @pytest.mark.parametrize("size", [100, 17 * MIB])
 def test_a_file_that_changes_meanwhile(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int

@@ -399,6 +399,24 @@ def big(path: str) -> None:
         file.truncate(40 << 20)
 
 
+def test_what_cannot_be_stored_is_no_trouble_in_a_target(url: str) -> None:
+    tree({"up/a": "1", "down/back\\slash": "2"})
+    os.mkfifo("down/pipe")
+    launch("sync", "up", url)
+    launch("sync", url, "down")
+    assert Path("down/a").read_text() == "1" and Path("down/pipe").is_fifo()
+    _, err = launch("sync", url, "down", "--delete", status=1)
+    assert "pipe" in err and Path("down/back\\slash").exists()
+
+
+@pytest.mark.parametrize("place", ["s3:/runs/x", "-"])
+def test_what_only_looks_like_a_path_is_refused(place: str) -> None:
+    tree({"a": "1"})
+    _, err = launch("cp", "a", place, status=2)
+    assert "s3://BUCKET/KEY" in err or "pipe" in err
+    assert [path.name for path in Path().iterdir()] == ["a"]
+
+
 def temporary() -> list[Path]:
     return list(Path().rglob(".*.tmp-*"))
 
@@ -415,6 +433,15 @@ def test_a_signal_ends_it_in_order(number: signal.Signals, url: str, proxy: Prox
     assert process.returncode == 128 + number and "Traceback" not in err, err
     assert "stopped: " in err and "1 not tried" in err and "run it again" in err
     assert uploads(url) == [] and set(stored(url)) <= {"small"}
+
+
+def test_a_signal_is_heard_before_the_first_file(url: str, proxy: Proxy) -> None:
+    """The store is silent when it is first looked at."""
+    big("up/big")
+    with stuck(proxy, "PUT", "", "sync", "up", url) as process:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=12)
+    assert process.returncode == 130 and "stopped: " in err and "1 not tried" in err, err
 
 
 def test_after_sigkill_the_next_command_cleans_up(url: str, proxy: Proxy) -> None:

@@ -166,6 +166,26 @@ def test_bits_that_flip_and_answers_that_are_cut_on_their_way_down(place: Place)
     assert hashes(place.here / "down") == made
 
 
+@pytest.mark.parametrize("lengths", [(8, 8, 1), (6, 5, 5), (5, 6, 5)])
+def test_a_bit_that_flips_in_what_another_program_sent_in_parts(
+    place: Place, lengths: tuple[int, ...]
+) -> None:
+    """Its etag is made of the parts' MD5s. Where they are not of one length it tells us nothing, and what
+    came is taken: at once, or if it comes the same again."""
+    data, at, parts = random.Random(0).randbytes(sum(lengths) * MB), 0, []
+    goal = {"Bucket": "runs", "Key": f"{place.prefix}/theirs"}
+    upload = place.client.create_multipart_upload(**goal)["UploadId"]
+    for number, length in enumerate(lengths, start=1):
+        body, at = data[at : at + length * MB], at + length * MB
+        sent = place.client.upload_part(**goal, UploadId=upload, PartNumber=number, Body=body)
+        parts.append({"PartNumber": number, "ETag": sent["ETag"]})
+    place.client.complete_multipart_upload(**goal, UploadId=upload, MultipartUpload={"Parts": parts})
+    if lengths == (8, 8, 1):
+        place.proxy.rule = only_first(1, Fault(flip_response=True), of("GET", "/theirs"))
+    place.store("sync", place.url, "down")
+    assert hashes(place.here / "down") == {"theirs": hashlib.sha256(data).hexdigest()}
+
+
 def test_answers_that_are_lost(place: Place) -> None:
     """The store has done it, and we do not hear of it; or it answers 200 with an error, as S3 does where it
     has begun to answer before it was done."""
