@@ -16,7 +16,7 @@ from detcore.recipe import read_recipe, read_unfrozen, train_section
 from detcore.weights import WeightsError
 from detcore.weights.classes import class_names
 from detcore.weights.fetch import MODEL, locate
-from detcore.weights.loading import fit
+from detcore.weights.loading import check_recipe, fit
 from detcore.weights.reading import read_content, tensors_of
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +56,8 @@ def load_run(spec: Path, recipe: Path | None = None) -> Loaded:
         raise (InputError(f"{error}; {nowhere}") if recipe is None and folder is None else error) from None
     if recipe is not None:
         cfg = read_unfrozen(recipe)
+        if checkpoint is None and isinstance(told := content.get("train"), dict):
+            check_recipe(str(spec), told.get("model"), cfg.model.model_dump(mode="json"))
     elif checkpoint is None and "train" in content:
         cfg = train_section(spec, content)
     elif folder is not None:

@@ -41,12 +41,11 @@ def select(
     parts = best.split(list(levels), dim=1)
     enough = torch.stack([(part > score).sum(dim=1).amax() for part in parts]).clamp(max=topk).tolist()
     for level, count in zip(parts, enough, strict=True):
-        # The best pairs are in the best rows, and no more rows than pairs are needed. Both stay in their
-        # order, so that of equal scores the first comes first, whatever topk does with how many.
-        rows = level.topk(count, dim=1).indices.sort(dim=1).values + first
+        # The best pairs are in the best rows, and no more rows than pairs are needed.
+        rows = _best_of(level, count) + first
         level_scores = scores(rows)
         classes, flat = level_scores.shape[-1], level_scores.flatten(1)
-        index = flat.topk(min(topk, flat.shape[1]), dim=1).indices.sort(dim=1).values
+        index = _best_of(flat, min(topk, flat.shape[1]))
         candidates.append((flat.gather(1, index), pick(rows, index // classes), index % classes))
         first += level.shape[1]
     values, row, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
@@ -60,6 +59,15 @@ def select(
     order = torch.where(real, values, -1.0).argsort(dim=1, descending=True, stable=True)
     ranked = Detections(*(pick(part, order) for part in (found, values, labels)), real.sum(dim=1))
     return compact(ranked, _best(ranked, nms_iou, limit), limit)
+
+
+def _best_of(scores: Tensor, count: int) -> Tensor:
+    """Index (N, count), ascending, of the highest of scores (N, S) float32; of equal ones the first, and last
+    of all those that are not numbers. topk alone takes any of equal ones, and others if asked for more: an
+    image's detections would depend on its company."""
+    bits = scores.nan_to_num(nan=-1.0).view(torch.int32).long()  # floats that are not negative sort as these
+    backwards = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
+    return ((bits << 32) | backwards).topk(count, dim=1).indices.sort(dim=1).values
 
 
 def _best(found: Detections, threshold: float, limit: int) -> Tensor:

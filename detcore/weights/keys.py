@@ -4,6 +4,7 @@ The names of ours that result are the ones of `detcore.backbones` and `detcore.m
 one of them is left over.
 """
 
+import re
 from collections.abc import Iterable
 
 from detcore.weights import tensorflow, torchvision
@@ -138,13 +139,16 @@ _MMDET_SSDLITE: tuple[Rule, ...] = (
     (r"\.bn\.", ".norm."),
 )
 
-# mmdetection's RetinaNet, FCOS and ATSS: the head, with FPN on a ResNet, with HRFPN on HRNet.
+# mmdetection's FCOS, ATSS and RetinaNet: the head, with FPN on a ResNet, with HRFPN on HRNet. Their tensors
+# may have the same shapes; whose they are, the names of the last layers say (see `owner`).
+_MMDET_HEADS = {"conv": "fcos", "atss": "atss", "retina": "retinanet"}
+_LAST = rf"^bbox_head\.({'|'.join(_MMDET_HEADS)})_"
 _MMDET_HEAD: tuple[Rule, ...] = (
     (r"^bbox_head\.(cls|reg)_convs\.(\d+)\.", r"head.\1_tower.\2."),
     (r"^(head\.(?:cls|reg)_tower\.\d+)\.gn\.", r"\1.norm."),
-    (r"^bbox_head\.(?:conv|atss|retina)_cls\.", "head.cls_score."),
-    (r"^bbox_head\.(?:conv|atss|retina)_reg\.", "head.bbox_pred."),
-    (r"^bbox_head\.(?:conv|atss)_centerness\.", "head.centerness."),
+    (rf"{_LAST}cls\.", "head.cls_score."),
+    (rf"{_LAST}reg\.", "head.bbox_pred."),
+    (rf"{_LAST}centerness\.", "head.centerness."),
     (r"^bbox_head\.scales\.(\d)\.scale$", r"head.scales.\1"),
 )
 _MMDET_DENSE: tuple[Rule, ...] = (
@@ -194,6 +198,13 @@ def best_table(names: Iterable[str], ours: set[str]) -> str:
     """The table under which most of `names` become names of ours."""
     names = list(names)
     return max(TABLES, key=lambda table: _known(names, table, ours))
+
+
+def owner(names: Iterable[str], table: str) -> str:
+    """`table`, or, where several detectors of a project share it, the one of them that has these names:
+    mmdet_fcos, mmdet_atss or mmdet_retinanet."""
+    found = (re.match(rf"{_LAST}cls\.", name) for name in names if table.startswith("mmdet_dense"))
+    return next((f"mmdet_{_MMDET_HEADS[match[1]]}" for match in found if match), table)
 
 
 def matches(names: Iterable[str], ours: set[str]) -> int:

@@ -13,15 +13,18 @@ from detcore.ops.losses import MovingCount
 from detcore.weights import WeightsError, tensorflow, torchvision
 from detcore.weights.catalogue import CATALOGUE
 from detcore.weights.fetch import locate
-from detcore.weights.keys import best_table, rename
+from detcore.weights.keys import best_table, owner, rename
 from detcore.weights.reading import read_state
 
-# Names of detectors that compute otherwise than ours do by default, and the recipe of one that does as they.
+# Names of detectors that say their style: that of their pixels, and the recipe that has it.
 STYLED = {
-    "torchvision_retinanet": "retinanet_r50_torchvision",
-    "torchvision_fcos": "fcos_r50_torchvision",
-    "mmdet_cornernet": "cornernet_hg104_mmdet",
+    "torchvision_retinanet": ("torchvision", "retinanet_r50_torchvision"),
+    "torchvision_fcos": ("torchvision", "fcos_r50_torchvision"),
+    "mmdet_cornernet": ("torchvision", "cornernet_hg104_mmdet"),
+    "cornernet": ("cornernet", "cornernet_hg104"),
 }
+# Keys of `train.model` that decide what the same tensors mean.
+MEANING = ("name", "style", "backbone.style", "distances", "centerness")
 
 
 class Report(NamedTuple):
@@ -71,7 +74,7 @@ def fit(module: nn.Module, spec: str, state: Mapping[str, Tensor]) -> Report:
     renamed = {rename(name, table): (name, value) for name, value in state.items()}
     if table == "tensorflow_ssdlite":
         tensorflow.reorder(renamed, ours)
-    _check_style(module, spec, table)
+    _check_style(module, spec, owner(state, table))
     if table in ("torchvision_retinanet", "torchvision_fcos"):
         torchvision.reorder(renamed, ours, len(getattr(module, "ratios", [1.0])))
     _fill_implied(module, renamed)
@@ -114,19 +117,59 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
-def _check_style(module: nn.Module, spec: str, table: str) -> None:
-    project = table.partition("_")[0]
+def check_recipe(spec: str, told: Any, model: dict[str, Any]) -> None:
+    """Raises WeightsError if weights that bring a recipe (told: its `train.model`) are to be read by one of
+    another kind (model: its own). Keys that either does not have say nothing."""
+    for key in MEANING:
+        theirs, ours = _at(told, key), _at(model, key)
+        if None not in (theirs, ours) and theirs != ours:
+            raise WeightsError(
+                f"weights {spec} bring their own recipe, with `train.model.{key}: {theirs}`; the one named "
+                f"has `{ours}`, which gives them another meaning: leave --recipe out, or name one with "
+                f"`{theirs}`"
+            )
+
+
+def _at(section: Any, key: str) -> Any:
+    for step in key.split("."):
+        section = section.get(step) if isinstance(section, dict) else None
+    return section
+
+
+def _check_style(module: nn.Module, spec: str, whose: str) -> None:
+    """Refuses weights that fit but would compute something else. whose: see `keys.owner`."""
+    project, _, detector = whose.partition("_")
+    if whose == "mmdet_retinanet":
+        raise WeightsError(
+            f"weights {spec} are of mmdetection's RetinaNet, and no style here computes as it does: it has "
+            "no ReLU between P6 and P7, bounds deltas on both sides, and cuts boxes to the image before NMS. "
+            "Take detectron2's weights (for recipes/retinanet_r50_1x.yaml) or torchvision's (for "
+            "recipes/retinanet_r50_torchvision.yaml)"
+        )
+    if whose in ("mmdet_fcos", "mmdet_atss"):
+        ours = type(module).__name__
+        if ours.lower() != detector:
+            raise WeightsError(
+                f"weights {spec} are of mmdetection's {detector.upper()}, and {ours} makes other boxes of "
+                f"the same numbers: they want `train.model.name: {detector}`"
+            )
+        if getattr(module, "detectron2", False):
+            raise WeightsError(
+                f"weights {spec} are from mmdetection, whose boxes have scales that are learned: they want "
+                "`train.model.style: original`"
+            )
     theirs = project == "torchvision"
+    pixels, recipe = STYLED.get(whose, ("", ""))
     if project in ("torchvision", "detectron2") and getattr(module, "torchvision", theirs) != theirs:
-        where = f", as in recipes/{STYLED[table]}.yaml" if theirs else ""
+        where = f", as in recipes/{recipe}.yaml" if theirs else ""
         raise WeightsError(
             f"weights {spec} are from {project}, whose boxes are computed otherwise: they want "
             f"`train.model.style: {project}`{where}"
         )
-    if table in STYLED and module.backbone.pixels != TORCHVISION_PIXELS:
+    if pixels and (module.backbone.pixels == TORCHVISION_PIXELS) != (pixels == "torchvision"):
         raise WeightsError(
-            f"weights {spec} ({table} names) were trained with other pixel values: they want "
-            f"`train.model.backbone.style: torchvision`, as in recipes/{STYLED[table]}.yaml"
+            f"weights {spec} ({whose} names) were trained with other pixel values: they want "
+            f"`train.model.backbone.style: {pixels}`, as in recipes/{recipe}.yaml"
         )
 
 

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from fixture_files import each, read
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from detcore.convert import main as convert
 from detcore.infer import main as infer
@@ -28,7 +30,8 @@ from detcore.models import build_model
 from detcore.ops.targets import Detections
 from detcore.recipe import read_recipe
 from detcore.weights.classes import COCO
-from tests.detcore.conftest import TINY
+from tests.detcore.conftest import TINY, model_section
+from tests.detcore.test_weights import in_file_order, torchvision_names
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/ssdlite_mbv2_tensorflow.yaml"
@@ -66,6 +69,93 @@ def test_a_backbone_alone_is_one_for_recipes(tmp_path: Path, capsys: pytest.Capt
     ]:
         assert convert(argv) == 2
         assert words in capsys.readouterr().err
+
+
+LAST = {"head.cls_score.": "cls", "head.bbox_pred.": "reg", "head.centerness.": "centerness"}
+MMDETECTION = (
+    (r"^head\.(cls|reg)_tower\.(\d)\.norm\.", r"bbox_head.\1_convs.\2.gn."),
+    (r"^head\.(cls|reg)_tower\.", r"bbox_head.\1_convs."),
+    (r"^head\.scales\.(\d)$", r"bbox_head.scales.\1.scale"),
+    (r"^neck\.lateral\.(\d)\.", r"neck.lateral_convs.\1.conv."),
+    (r"^neck\.output\.(\d)\.", r"neck.fpn_convs.\1.conv."),
+    (r"^neck\.p([67])\.", lambda m: f"neck.fpn_convs.{int(m[1]) - 3}.conv."),
+)
+
+
+def on_pyramid(name: str, **section: Any) -> dict[str, Any]:
+    backbone = {"name": "resnet50", "width": 0.0625} | section.pop("backbone", {})
+    return {"name": name, "num_classes": 2, "backbone": backbone, "head": {"channels": 32}} | section
+
+
+def of_mmdetection(model: nn.Module, head: str) -> dict[str, Tensor]:
+    """The state of a detector on a pyramid by mmdetection's names, those of its last layers with `head`."""
+    names = [f"backbone.{name}" for name in torchvision_names(50)]
+    state = dict(zip(names, in_file_order(model.backbone), strict=True))
+    last = (r"^head\.(?:cls_score|bbox_pred|centerness)\.", lambda m: f"bbox_head.{head}_{LAST[m[0]]}.")
+    for name, values in model.state_dict().items():
+        if name.startswith(("neck", "head")):
+            for pattern, theirs in (*MMDETECTION, last):
+                name = re.sub(pattern, theirs, name)
+            state[name] = values
+    return state
+
+
+@pytest.mark.parametrize(
+    ("theirs", "head", "recipe", "words"),
+    [
+        (on_pyramid("fcos"), "conv", on_pyramid("fcos"), None),
+        (on_pyramid("atss"), "atss", on_pyramid("atss"), None),
+        (on_pyramid("fcos"), "conv", on_pyramid("atss"), "FCOS.* want `train.model.name: fcos`"),
+        (on_pyramid("atss"), "atss", on_pyramid("fcos"), "ATSS.* want `train.model.name: atss`"),
+        (on_pyramid("fcos"), "conv", on_pyramid("fcos", style="torchvision"), "style: original"),
+        (on_pyramid("fcos"), "conv", on_pyramid("fcos", style="detectron2"), "style: original"),
+        (
+            on_pyramid("retinanet"),
+            "retina",
+            on_pyramid("retinanet"),
+            "mmdetection's RetinaNet.* Take detectron2's",
+        ),
+    ],
+)
+def test_mmdetections_detectors_are_told_apart(
+    theirs: dict[str, Any],
+    head: str,
+    recipe: dict[str, Any],
+    words: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Their tensors have the same shapes, and the boxes that are made of them differ."""
+    source, out, file = (tmp_path / name for name in ("theirs.pth", "ours.pth", "r.yaml"))
+    torch.save({"state_dict": of_mmdetection(build_model(model_section(theirs)), head), "meta": {}}, source)
+    file.write_text(json.dumps({"train": TINY | {"model": recipe}}))
+    assert convert([str(source), str(out), "--recipe", str(file)]) == (2 if words else 0)
+    assert out.exists() == (words is None)
+    assert re.search(words or "^$", capsys.readouterr().err.strip())
+
+
+@pytest.mark.parametrize(
+    ("other", "key"),
+    [
+        (on_pyramid("atss"), "name: fcos"),
+        (on_pyramid("fcos", style="detectron2"), "style: original"),
+        (on_pyramid("fcos", backbone={"style": "caffe"}), "backbone.style: torchvision"),
+        (on_pyramid("fcos", distances="exp"), "distances: relu"),
+        (on_pyramid("fcos", test={"score": 0.3}), None),
+    ],
+)
+def test_a_file_that_brings_its_recipe_is_read_by_no_other_kind(
+    other: dict[str, Any], key: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, ours, out, file = (tmp_path / name for name in ("weights.pth", "ours.pth", "o.pth", "r.yaml"))
+    torch.save(build_model(model_section(on_pyramid("fcos"))).state_dict(), source)
+    file.write_text(json.dumps({"train": TINY | {"model": on_pyramid("fcos")}}))
+    assert convert([str(source), str(ours), "--recipe", str(file)]) == 0
+    file.write_text(json.dumps({"train": TINY | {"model": other}}))
+    assert convert([str(ours), str(out), "--recipe", str(file)]) == (2 if key else 0)
+    said = f"own recipe, with `train\\.model\\.{key}`.*leave --recipe out" if key else "^$"
+    assert re.search(said, capsys.readouterr().err)
+    assert out.exists() == (key is None)
 
 
 def fetched(name: str, command: list[str], suffix: str) -> Path:

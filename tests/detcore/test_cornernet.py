@@ -232,6 +232,16 @@ def test_batched_targets_are_the_papers_box_by_box(seed: int) -> None:
         torch.testing.assert_close(targets.heat[:, :], heat, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "radius"), [(10, 24, 2), (12, 15, 3), (23, 60, 7), (25, 44, 6), (48, 60, 12)]
+)
+def test_a_radius_at_a_whole_number_is_that_of_the_authors_code(height: int, width: int, radius: int) -> None:
+    """By rounding alone these fall to one side or the other; the values are those of CornerNet's
+    sample/utils.py at an IoU of 0.3."""
+    sides = torch.tensor([height, width], dtype=torch.float64)
+    assert int(gaussian_radius(*sides, 0.3)) == radius
+
+
 def test_the_radius_keeps_the_iou() -> None:
     """Each of the three cases has IoU of at least 0.3, and one has it exactly."""
     height, width = torch.tensor([[20.0, 33, 7], [20, 14, 90]], dtype=torch.float64)
@@ -250,6 +260,16 @@ def test_corners_at_the_edge_stay_on_the_map() -> None:
     for kind, cell in zip(corner_targets(targets, 2, (63, 95), (16, 24)), (0, 16 * 24 - 1), strict=True):
         assert kind.cell.tolist() == [[cell, cell]]
         assert (kind.offset >= 0).all() and (kind.offset < 1).all()
+
+
+def test_what_of_an_object_is_outside_counts_for_nothing() -> None:
+    """Boxes are cut to the first and last pixel before all else (princeton-vl/CornerNet, sample/coco.py), so
+    that the radius is that of what is seen."""
+    whole = pad_targets([torch.tensor([[-300.0, 8, 80, 60], [40, 2, 300, 64]])], [torch.tensor([0, 1])])
+    seen = pad_targets([torch.tensor([[0.0, 8, 80, 60], [40, 2, 94, 62]])], [torch.tensor([0, 1])])
+    kinds = (corner_targets(targets, 2, (63, 95), (16, 24)) for targets in (whole, seen))
+    for one, other in zip(*kinds, strict=True):
+        assert all(part.equal(same) for part, same in zip(one, other, strict=True))
 
 
 def perfect(model: CornerNet, targets: Targets, cells: tuple[int, int]) -> Corners:

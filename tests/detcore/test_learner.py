@@ -16,7 +16,7 @@ from detcore.errors import InputError
 from detcore.learner import Learner, settle
 from detcore.train import Trainer
 from tests.detcore.conftest import assert_same
-from tests.detcore.sections import SECTIONS
+from tests.detcore.sections import EVERY, section
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -49,10 +49,10 @@ def test_parts_add_up_to_the_mean_of_their_gradients(tiny: dict[str, Any]) -> No
             torch.testing.assert_close(p.detach(), before[name] - 0.01 * other.grad / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_it_goes_on_the_same_from_what_it_saves(name: str, tiny: dict[str, Any]) -> None:
     """Moving normalisers, too, bit for bit."""
-    tiny["model"] = {"num_classes": 3, "backbone": tiny["model"]["backbone"]} | SECTIONS[name]
+    tiny["model"] = section(name)
     learner, feed = made(tiny)
     parts = {step: list(feed.step(step)) for step in range(1, 5)}
     for step in (1, 2):

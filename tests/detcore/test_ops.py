@@ -193,6 +193,25 @@ def test_clip_and_compact() -> None:
     assert not padded.boxes[0, 1].any() and not padded.scores[1].any()
 
 
+def test_of_equal_scores_the_first_comes_first_in_any_company() -> None:
+    """At the cut, too; and what is no number displaces nothing."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(1, 300, 2, generator=generator) * 3000
+    boxes = torch.cat([corners, corners + 5], dim=-1)
+    scores = torch.full((1, 300, 1), 0.5)
+    scores[0, 100:] = torch.nan
+
+    def found(scores: torch.Tensor, boxes: torch.Tensor) -> Detections:
+        given = scores.amax(-1), partial(pick, scores), partial(pick, boxes), [300]
+        return select(*given, score=0.1, topk=10, nms_iou=0.6, limit=100)
+
+    alone = found(scores, boxes)
+    assert alone.boxes[0].equal(boxes[0, :10])
+    for other in (0.01, 0.9):
+        both = found(torch.cat([scores, torch.full_like(scores, other)]), torch.cat([boxes, boxes]))
+        assert both.boxes[0, :10].equal(alone.boxes[0]) and both.count[0] == 10
+
+
 def test_a_few_candidates_are_enough_for_nms(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many it looks at to begin with, the detections are the same; levels have candidates each."""
     generator = torch.Generator().manual_seed(0)

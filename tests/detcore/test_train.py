@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from tests.detcore.conftest import Run, assert_same
+from tests.detcore.sections import section
 
 NewRun = Callable[..., Run]
+SEVEN = ["yolof", "retinanet", "fcos", "atss", "fcos-hrnet", "cornernet", "ssdlite"]
 
 
 def workers(torchrun: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -66,6 +68,26 @@ def test_stopped_twice_and_killed_once_ends_the_same(tiny: dict[str, Any], new_r
     assert len(list((run.folder / "tensorboard").iterdir())) == 4, "an event file for each attempt"
     for each in (undisturbed, run):
         assert_board_shows(each)
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_each_detector_is_preempted_and_ends_the_same(
+    name: str, tiny: dict[str, Any], new_run: NewRun
+) -> None:
+    """Bit for bit: stopped by a signal, its checkpoint written, and taken up by another process."""
+    tiny["model"] = section(name)
+    tiny["data"]["workers"] = 0
+    tiny["schedule"] |= {"iterations": 24, "steps": [18]}
+    tiny["evaluation"] = {"every": None}
+    undisturbed, run = new_run("undisturbed", tiny).finish(ranks=1), new_run("disturbed", tiny)
+    process = run.start(ranks=1)
+    run.wait(run.reached(3), process)
+    outcome = terminate(run, process)
+    assert outcome["state"] == "stopped" and outcome["saved"] and 3 <= outcome["step"] < 24, run.log()
+    run.finish(ranks=1)
+    assert run.read("heartbeat.json")["resumed"] == outcome["step"]
+    assert_same(run.final(), undisturbed.final())
+    assert run.metrics() == undisturbed.metrics()
 
 
 def assert_board_shows(run: Run) -> None:

@@ -20,9 +20,10 @@ from detcore.config.models import Backbone
 from detcore.models import build_model
 from detcore.weights import WeightsError
 from detcore.weights.keys import best_table, rename
-from detcore.weights.loading import load, load_backbone
+from detcore.weights.loading import _check_style, load, load_backbone
 from detcore.weights.reading import read_state
 from tests.detcore.conftest import model_section
+from tests.detcore.sections import section as section_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -267,6 +268,14 @@ def test_weights_of_another_kind_are_refused(backbone: dict[str, str], words: st
     cfg = Backbone(**backbone)
     with torch.device("meta"), pytest.raises(WeightsError, match=words):
         load_backbone(build_backbone(cfg), cfg)
+
+
+def test_cornernets_pixels_are_those_of_its_project() -> None:
+    section = section_of("cornernet")
+    for project, style in (("cornernet", "torchvision"), ("mmdet_cornernet", "cornernet")):
+        model = build_model(model_section(section | {"backbone": section["backbone"] | {"style": style}}))
+        with pytest.raises(WeightsError, match="other pixel values"):
+            _check_style(model, "weights.pth", project)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
