@@ -65,12 +65,17 @@ def gaussian_radius(height: Tensor, width: Tensor, iou: float) -> Tensor:
     """How far, in cells, both corners of a box may move so that its IoU with the old one stays at `iou`.
 
     Section 3.2: the least of three cases, in which one corner moves in and the other out, both in, or
-    both out; each is the smaller root of a quadratic equation.
+    both out; each is the smaller root of a quadratic equation a r^2 - b r + c = 0.
     """
-    perimeter, area = height + width, height * width
-    shifted = (perimeter - (perimeter**2 - 4 * area * (1 - iou) / (1 + iou)).sqrt()) / 2
-    inside = (perimeter - (perimeter**2 - 4 * area * (1 - iou)).sqrt()) / 4
-    outside = (-perimeter + (perimeter**2 + 4 * area * (1 - iou) / iou).sqrt()) / 4
+    # Not simplified: rounded otherwise than in the authors' code (sample/utils.py), a root that should be
+    # whole would fall on the other side of it, and the radius be another.
+    total = height + width
+    c = width * height * (1 - iou) / (1 + iou)
+    shifted = (total - (total**2 - 4 * c).sqrt()) / 2
+    c = (1 - iou) * width * height
+    inside = (2 * total - ((2 * total) ** 2 - 16 * c).sqrt()) / 8
+    a, b, c = 4 * iou, -2 * iou * total, (iou - 1) * width * height
+    outside = (b + (b**2 - 4 * a * c).sqrt()) / (2 * a)
     return torch.minimum(torch.minimum(shifted, inside), outside)
 
 
@@ -92,13 +97,14 @@ def corner_targets(
     """
     (boxes, labels), (height, width) = targets, cells
     boxes = boxes.double()
+    last = _xy(pixels[1] - 1, pixels[0] - 1, boxes)
+    boxes = torch.minimum(boxes.clamp(min=0), last.repeat(2))  # so that the radius is that of what is seen
     scale = _xy(width / pixels[1], height / pixels[0], boxes)
     radius = torch.where(labels >= 0, bump_radius(boxes, scale, iou), REJECTED)[..., None]
     slot = labels.clamp(min=0)[..., None, None].expand(-1, -1, height, width)
-    last = _xy(pixels[1] - 1, pixels[0] - 1, boxes)
 
     def corner(point: Tensor) -> CornerTargets:
-        place = torch.minimum(point.clamp(min=0), last) * scale
+        place = point * scale
         cell = place.floor()
         across, down = (
             _bump(torch.arange(size, device=boxes.device), center, radius)

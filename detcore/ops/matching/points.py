@@ -5,8 +5,8 @@ from torch import Tensor
 
 from detcore.ops.boxes import area, to_cxcywh
 from detcore.ops.coder import to_distances
-from detcore.ops.matching import BACKGROUND
-from detcore.ops.targets import Targets, at_least_one
+from detcore.ops.matching import BACKGROUND, better, in_chunks
+from detcore.ops.targets import Targets
 
 QUALITY = 1e8  # from which detectron2 subtracts the area
 
@@ -23,17 +23,17 @@ def points_match(
 
     Ties go to the lower index.
     """
-    boxes, labels = at_least_one(targets)
-    distances = to_distances(boxes[:, None], points[:, None])  # (N, R, G, 4)
-    away = (points[:, None] - to_cxcywh(boxes)[:, None, :, :2]).abs().amax(dim=-1)
-    own = (distances.amin(dim=-1) > 0) & (away < reach[:, None]) & (labels[:, None] >= 0)
+    best, (least, most) = None, ranges[:, None].unbind(-1)
+    for first, boxes, labels in in_chunks(targets, 4 * len(points)):
+        distances = to_distances(boxes[:, None], points[:, None])  # (N, R, g, 4)
+        away = (points[:, None] - to_cxcywh(boxes)[:, None, :, :2]).abs().amax(dim=-1)
+        own = (distances.amin(dim=-1) > 0) & (away < reach[:, None]) & (labels[:, None] >= 0)
 
-    largest, (least, most) = distances.amax(dim=-1), ranges[:, None].unbind(-1)
-    size = area(boxes)
-    if detectron2:
-        own &= (largest > least) & (largest < most)
-        size = QUALITY - (QUALITY - size)  # float32 has steps of 8 up there
-    else:
-        own &= (largest >= least) & (largest <= most)
-    smallest, gt = torch.where(own, size[:, None], torch.inf).min(dim=2)
-    return torch.where(smallest < torch.inf, gt, BACKGROUND)
+        largest, size = distances.amax(dim=-1), area(boxes)
+        if detectron2:
+            own &= (largest > least) & (largest < most)
+            size = QUALITY - (QUALITY - size)  # float32 has steps of 8 up there
+        else:
+            own &= (largest >= least) & (largest <= most)
+        best = better(best, torch.where(own, -size[:, None], -torch.inf), first)
+    return torch.where(best.score > -torch.inf, best.gt, BACKGROUND)

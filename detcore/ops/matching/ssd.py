@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from detcore.ops.boxes import pairwise_iou
-from detcore.ops.matching import BACKGROUND
-from detcore.ops.targets import Targets, at_least_one
+from detcore.ops.matching import BACKGROUND, better, in_chunks
+from detcore.ops.targets import Targets
 
 
 @torch.no_grad()
@@ -16,16 +16,16 @@ def ssd_match(priors: Tensor, targets: Targets, positive: float) -> Tensor:
     A ground truth's best prior box is its own, however bad it is; where several want the same, the last of
     them has it, as in mmdetection.
     """
-    boxes, labels = at_least_one(targets)
-    iou = torch.where(labels[:, None, :] >= 0, pairwise_iou(priors, boxes), 0.0)  # (N, R, G)
-    best, gt = iou.max(dim=2)
-    assigned = torch.where(best >= positive, gt, BACKGROUND)
-
-    most, prior = iou.max(dim=1)
-    index = torch.arange(labels.shape[1], device=labels.device)
-    wanted = torch.where(most > 0, index, BACKGROUND)
-    # The maximum, not a plain scatter: that writes in any order on CUDA.
-    claimed = torch.full_like(assigned, BACKGROUND).scatter_reduce(1, prior, wanted, reduce="amax")
+    best, claimed = None, targets.labels.new_full((len(targets.labels), len(priors)), BACKGROUND)
+    for first, boxes, labels in in_chunks(targets, len(priors)):
+        iou = torch.where(labels[:, None, :] >= 0, pairwise_iou(priors, boxes), 0.0)  # (N, R, g)
+        best = better(best, iou, first)
+        most, prior = iou.max(dim=1)
+        index = torch.arange(first, first + labels.shape[1], device=labels.device)
+        wanted = torch.where(most > 0, index, BACKGROUND)
+        # The maximum, not a plain scatter: that writes in any order on CUDA.
+        claimed = claimed.scatter_reduce(1, prior, wanted, reduce="amax")
+    assigned = torch.where(best.score >= positive, best.gt, BACKGROUND)
     return torch.where(claimed >= 0, claimed, assigned)
 
 
