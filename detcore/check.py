@@ -52,15 +52,17 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def decisions(train: Train, ranks: int, what: str) -> list[str]:
-    """What `train` leaves open and so many ranks decide, in sentences. what: a rank is a GPU or a worker."""
+    """What `train` leaves open and so many ranks decide, in sentences, and what in it can hardly be meant.
+    what: a rank is a GPU or a worker."""
     plain, notes, chosen = train.schedule, [], train.on(ranks)
     schedule = chosen.schedule
     if schedule is not plain:
         warmup = schedule.warmup
+        kind = "at a constant" if warmup.constant else "from"
         notes.append(
             f"schedule scaled from batch {plain.for_batch} to {train.data.batch}: "
             f"lr {schedule.optimizer.lr:g}, {schedule.iterations} iterations, steps at {schedule.steps}, "
-            f"warm-up {warmup.iterations} from {warmup.factor:g}"
+            f"warm-up {warmup.iterations} {kind} {warmup.factor:g}"
         )
     norm, share = getattr(chosen.model, "norm", None), train.at_once(ranks)
     if norm != getattr(train.model, "norm", None):
@@ -72,6 +74,21 @@ def decisions(train: Train, ranks: int, what: str) -> list[str]:
             notes.append(f"norm auto is sync_bn, over all {ranks * share} images: {few}, and {least}")
         else:
             notes.append(f"norm auto is sync_bn, which one {what} alone gains nothing by: {few}, and {least}")
+    return notes + _without_statistics(train)
+
+
+def _without_statistics(train: Train) -> list[str]:
+    """Norms that do not learn statistics, and no weights to bring them. No mistake in a recipe that is there
+    for converting, evaluating and looking."""
+    notes, model = [], train.model
+    for where, part in (("train.model.backbone", model.backbone), ("train.model", model)):
+        norm = getattr(part, "norm", None)
+        if norm in ("frozen_bn", "fixed_bn") and getattr(part, "weights", None) is None:
+            cure = "name its `weights`, or take `bn`" if part is model.backbone else "take `bn`"
+            notes.append(
+                f"`{where}.norm` is {norm}, which keeps the statistics of weights, and there are none: "
+                f"nothing is normalised, and little or nothing will be learned; {cure}"
+            )
     return notes
 
 

@@ -83,19 +83,24 @@ class SyncBatchNorm(BatchNorm2d):
             return super().forward(input)
         if input.is_cuda:
             return nn.SyncBatchNorm.forward(self, input)
-        x = input.float()
-        own_count = x.new_full((1,), x.numel() / x.shape[1])
-        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), own_count])
-        sums = _Sum.apply(sums)
+        x, own_count = input.float(), input.numel() / input.shape[1]
+        # In float32 E[x^2] - E[x]^2 is noise where the mean is large. So x is told from this rank's mean, and
+        # what the ranks share is float64. Neither result nor gradient depends on where the origin is.
+        origin = x.detach().mean((0, 2, 3))
+        x = x - origin[:, None, None]
+        total, square, origin = x.sum((0, 2, 3)).double(), x.square().sum((0, 2, 3)).double(), origin.double()
+        square = square + 2 * origin * total + origin.square() * own_count
+        own = torch.cat([total + origin * own_count, square, total.new_full((1,), own_count)])
+        sums = _Sum.apply(own)
         count = sums[-1]
         mean, square = (sums[:-1] / count).chunk(2)
         var = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        scale = self.weight * (var + self.eps).rsqrt()
-        shift = self.bias - mean * scale
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((var * count / (count - 1)).float(), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt().float()
+        shift = self.bias - (mean - origin).float() * scale
         return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
 

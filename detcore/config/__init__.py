@@ -148,7 +148,8 @@ class Schedule(Section):
     """Parts that each GPU's share of the batch is worked off in, to save memory."""
     for_batch: Positive | None = None
     """The batch that these numbers are meant for. Another `data.batch` scales them all: learning rate and
-    warm-up factor with the batch, iterations, warm-up and steps against it (arXiv:1706.02677)."""
+    warm-up factor, unless it is constant, with the batch, iterations, warm-up and steps against it
+    (arXiv:1706.02677)."""
 
     @model_validator(mode="after")
     def one_decay(self) -> "Schedule":
@@ -164,11 +165,10 @@ class Schedule(Section):
             return self
         factor = batch / self.for_batch
         optimizer = self.optimizer.model_copy(update={"lr": self.optimizer.lr * factor})
-        warmup = Warmup(
-            iterations=round(self.warmup.iterations / factor),
-            factor=min(1.0, self.warmup.factor * factor),
-            constant=self.warmup.constant,
-        )
+        # A rise starts at one iteration's worth; a constant is a share of the rate, and that is scaled.
+        start = self.warmup.factor if self.warmup.constant else min(1.0, self.warmup.factor * factor)
+        iterations = round(self.warmup.iterations / factor)
+        warmup = self.warmup.model_copy(update={"iterations": iterations, "factor": start})
         changed = {
             "optimizer": optimizer,
             "warmup": warmup,

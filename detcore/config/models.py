@@ -19,7 +19,7 @@ class Backbone(Section):
     """How pixels are normalised; with caffe, of a ResNet, also where the stride is, with tensorflow, of
     MobileNetV2, also how is padded. Must be that of the weights."""
     norm: Literal["frozen_bn", "fixed_bn", "bn", "sync_bn"] = "frozen_bn"
-    """frozen_bn does not learn, fixed_bn learns all but its statistics."""
+    """frozen_bn does not learn, fixed_bn learns all but its statistics, which both have from `weights`."""
     freeze: Annotated[int, Field(ge=0, le=5)] = 0
     """Stages that are not trained: 1 the stem, 2 the stem and res2, ..."""
     width: Factor = 1.0
@@ -160,8 +160,10 @@ class ATSS(PyramidDetector):
     name: Literal["atss"]
     scale: Factor = 8.0
     """Side of the anchors, in strides."""
-    offset: Share = 0.0
-    """Where in its cell an anchor's centre is; mmdetection's are at 0, the authors' at 0.5."""
+    style: Literal["mmdet", "original"] = "mmdet"
+    """original, the authors', has anchors in the middle of the cells, not at their corners, boxes that end
+    with their last pixel (a width is x2 - x1 + 1), and nothing in the normalisers for images without objects.
+    How candidates are chosen and scored is mmdetection's with both."""
     candidates: Positive = 9
     """Nearest anchors of each level that an object chooses from."""
 

@@ -25,6 +25,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "fcos-torchvision": {"name": "fcos", "head": HEAD, "style": "torchvision"},
     "fcos-hrfpn": {"name": "fcos", "head": HEAD, "neck": "hrfpn"},
     "atss": {"name": "atss", "head": HEAD},
+    "atss-original": {"name": "atss", "head": HEAD, "style": "original"},
     "ssdlite": {"name": "ssdlite", "extra": [16] * 4},
     "ssdlite-tensorflow": {
         "name": "ssdlite",

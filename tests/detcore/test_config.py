@@ -175,7 +175,7 @@ def test_the_published_recipes_on_a_pyramid_are_exact() -> None:
         assert (sgd.bias_lr, sgd.bias_decay, sgd.norm_decay) == (2, 0, 1e-4)
 
     model, warmup, backbone = atss.model, atss.schedule.warmup, atss.model.backbone
-    assert (model.scale, model.offset, model.candidates, model.test.nms) == (8, 0, 9, 0.6)
+    assert (model.scale, model.style, model.candidates, model.test.nms) == (8, "mmdet", 9, 0.6)
     assert (warmup.iterations, warmup.factor, warmup.constant) == (500, 0.001, False)
     assert (backbone.weights, backbone.norm) == ("torchvision_resnet50", "fixed_bn")
 
@@ -186,6 +186,38 @@ def test_another_batch_scales_the_schedule_as_a_whole() -> None:
     half = train.schedule.scaled(32)
     assert (half.optimizer.lr, half.iterations, half.steps) == (0.06, 45000, [30000, 40000])
     assert (half.warmup.iterations, round(half.warmup.factor, 9)) == (3000, 0.000333335)
+
+
+def test_a_constant_warmup_stays_a_share_of_the_learning_rate() -> None:
+    """Scaled with the batch it would be none: a third of the rate times three."""
+    recipe = merged(ROOT / "recipes/fcos_r50_1x.yaml")["train"]
+    plan = Train.model_validate(recipe).schedule
+    large = plan.scaled(48)
+    assert (round(large.optimizer.lr, 9), large.iterations, large.steps) == (0.03, 30000, [20000, 26667])
+    warmup = plan.warmup.model_copy(update={"iterations": 167})
+    assert large.warmup == warmup and warmup.constant and warmup.factor < 0.34
+    recipe["data"]["batch"] = 48
+    (note,) = [n for n in check({"train": recipe, "resources": {"gpus": 8}})["notes"] if "scaled" in n]
+    assert note.endswith("warm-up 167 at a constant 0.333333")
+
+
+def test_norms_that_lack_their_statistics_are_told_of(tiny: dict[str, Any]) -> None:
+    """In a note, for what such a recipe is there for is no training."""
+
+    def told(train: dict[str, Any]) -> list[str]:
+        notes = check({"train": train, "resources": GPUS})["notes"]
+        return [note.partition(" is ")[0] for note in notes if "keeps the statistics" in note]
+
+    both = ["`train.model.backbone.norm`", "`train.model.norm`"]
+    for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
+        expected = both if recipe.stem == "ssdlite_mbv2_tensorflow" else []
+        assert told(merged(recipe)["train"]) == expected, recipe
+
+    assert told(tiny) == []
+    tiny["model"]["backbone"]["norm"] = "frozen_bn"
+    assert told(tiny) == both[:1]
+    tiny["model"]["backbone"]["weights"] = "some.pth"
+    assert told(tiny) == []
 
 
 def test_what_batch_and_gpus_decide_is_said() -> None:

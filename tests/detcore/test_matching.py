@@ -122,8 +122,8 @@ class Largest(TorchDispatchMode):
 
 @EACH
 def test_memory_does_not_grow_with_the_crowd(name: str) -> None:
-    """N = 2, R = 100,000 and G = 2,000, in an image beside one that has nothing: 400 million pairs, of tensors
-    that have shapes and no values."""
+    """N = 2, R = 100,000 and G = 2,000, in an image beside one that has nothing: 400 million pairs, of
+    tensors that have shapes and no values."""
     with torch.device("meta"), Largest() as largest:
         many = torch.empty(100_000, 4)
         targets = Targets(torch.empty(2, 2000, 4), torch.empty(2, 2000, dtype=torch.int64))

@@ -51,6 +51,12 @@ def computed(model: nn.Module, images: Tensor, sizes: Tensor, targets: Targets) 
     return [torch.stack(list(losses.values())).detach(), *(p.grad for p in model.parameters())]
 
 
+def far() -> Tensor:
+    """Two images whose channels have a mean near 300 and a standard deviation of 0.1; one's a little more."""
+    noise = torch.randn(2, 3, 16, 4, generator=torch.Generator().manual_seed(0))
+    return 300 + 0.1 * noise + torch.tensor([0.0, 0.05])[:, None, None, None]
+
+
 def worker(rank: int, store: str, results: str) -> None:
     """One of two ranks, with half of the batch; writes the means over ranks."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -72,6 +78,10 @@ def worker(rank: int, store: str, results: str) -> None:
     y = norm(x[one])
     y.square().mul(torch.arange(4.0)).sum().backward()
     said["norm"] = [y.detach(), x.grad[one], norm.state_dict()]
+    norm, x = SyncBatchNorm(3), far().requires_grad_()
+    y = norm(x[one])
+    y.square().mul(torch.arange(4.0)).sum().backward()
+    said["far"] = [y.detach(), x.grad[one], norm.state_dict()]
     torch.save(said, f"{results}/{rank}.pth")
     dist.destroy_process_group()
 
@@ -107,3 +117,17 @@ def test_norms_share_their_statistics(ranks: list[dict[str, Any]]) -> None:
     for state in states:
         for key, value in norm.state_dict().items():
             torch.testing.assert_close(state[key], value)
+
+
+def test_norms_of_values_far_from_zero(ranks: list[dict[str, Any]]) -> None:
+    """Where E[x^2] - E[x]^2 of float32 has no digit left; against float64."""
+    norm, x = nn.BatchNorm2d(3).double(), far().double().requires_grad_()
+    y = norm(x)
+    y.square().mul(torch.arange(4.0)).sum().backward()
+    ys, gradients, states = zip(*(rank["far"] for rank in ranks), strict=True)
+    torch.testing.assert_close(torch.cat(ys), y.detach().float(), rtol=0, atol=1e-3)
+    error = (torch.cat(gradients) - x.grad).norm() / x.grad.norm()
+    assert error < 1e-4, error
+    for state in states:
+        for key, value in norm.state_dict().items():
+            torch.testing.assert_close(state[key], value.to(state[key].dtype))

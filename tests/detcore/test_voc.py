@@ -43,14 +43,14 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "out/annotations/instances_val.json").read_text())
     assert [entry["bbox"] for entry in content["annotations"]] == [[1, 2, 10, 20]]
     again = convert(tmp_path / "voc", tmp_path / "out")
-    assert again.returncode != 0 and "exists already" in again.stderr
+    assert again.returncode == 2 and "exists already" in again.stderr
 
 
 def test_a_bad_file_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     make_voc(tmp_path / "voc")
     (tmp_path / "voc/Annotations/b.xml").write_text("<annotation><filename>b.jpg</filename></annotation>")
     done = convert(tmp_path / "voc", tmp_path / "out")
-    assert done.returncode == 1 and "b.xml" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "b.xml" in done.stderr and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]
 
 
@@ -83,5 +83,5 @@ def test_an_image_that_is_not_there(tmp_path: Path) -> None:
     make_voc(tmp_path / "voc")
     (tmp_path / "voc/JPEGImages/b.jpg").unlink()
     done = convert(tmp_path / "voc", tmp_path / "out")
-    assert done.returncode == 1 and "b.xml cannot be used: its image" in done.stderr
+    assert done.returncode == 2 and "b.xml cannot be used: its image" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["voc"]

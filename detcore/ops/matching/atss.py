@@ -14,12 +14,14 @@ INSIDE = 0.01  # pixels that a centre must be from every side of its ground trut
 
 
 @torch.no_grad()
-def atss_match(anchors: Tensor, levels: Sequence[int], targets: Targets, candidates: int) -> Tensor:
+def atss_match(
+    anchors: Tensor, levels: Sequence[int], targets: Targets, candidates: int, margin: float = INSIDE
+) -> Tensor:
     """Anchors (R, 4), `levels` of them on each level -> (N, R): a ground truth, or BACKGROUND.
 
     Of each level the `candidates` nearest centres (lines 3 to 6); of those whose IoU is at least its mean
-    plus its standard deviation (7 to 10) the ones inside the box (11 to 15). Where several ground truths
-    want an anchor, the one with the highest IoU has it.
+    plus its standard deviation (7 to 10) the ones inside the box, by `margin` pixels (11 to 15). Where
+    several ground truths want an anchor, the one with the highest IoU has it.
     """
     boxes, labels = at_least_one(targets)
     centers = to_cxcywh(anchors)[:, :2]
@@ -29,7 +31,7 @@ def atss_match(anchors: Tensor, levels: Sequence[int], targets: Targets, candida
 
     iou = paired_iou(anchors[candidate], boxes[:, None])
     threshold = iou.mean(dim=1, keepdim=True) + iou.std(dim=1, keepdim=True)
-    inside = to_distances(boxes[:, None], centers[candidate]).amin(dim=-1) > INSIDE
+    inside = to_distances(boxes[:, None], centers[candidate]).amin(dim=-1) > margin
     positive = (iou >= threshold) & inside & (labels[:, None] >= 0)
     wanted, anchor = torch.where(positive, iou, -1.0).flatten(1), candidate.flatten(1)
     best = wanted.new_full((len(labels), len(anchors)), -1).scatter_reduce(1, anchor, wanted, reduce="amax")
