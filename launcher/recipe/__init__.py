@@ -167,7 +167,8 @@ def _across(recipe: Recipe, document: Document) -> Iterator[Problem]:
     names += [(("env", "keep", index), name) for index, name in enumerate(recipe.env.keep)]
     for loc, name in names:
         if environment.names_secret(name):
-            yield Problem(loc, f"`{name}` looks like a secret, and it would be written into the run folder")
+            why = f"`{name}` looks like a secret, and it would be written into the run folder"
+            yield Problem(loc, why, quiet=loc[1] == "vars")
         if name.startswith("LAUNCH_"):
             yield Problem(loc, f"`{name}` belongs to the launcher")
     for loc in environment.secrets_in(document.data):

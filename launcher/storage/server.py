@@ -85,6 +85,7 @@ def _only_one(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
+        (folder / ".gitignore").write_text("*\n")  # credentials and data are no part of a project
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UserError(f"{folder} cannot hold a store: {error.strerror}") from error

@@ -14,7 +14,6 @@ class Plan:
 
     copy: list[tuple[Entry, str]] = field(default_factory=list)
     look: list[tuple[Entry, str]] = field(default_factory=list)
-    delete: list[str] = field(default_factory=list)
     same: int = 0
 
 

@@ -115,7 +115,7 @@ def test_the_file_that_had_the_last_word_is_named() -> None:
         ("checkpoint: {keep_every: 10m}\n", "must be a number of steps such as 5000it, not '10m'"),
         ("env: {vars: {A-B: x}}\n", "`env.vars.A-B` has characters that are not allowed here"),
         ("env: {vars: {LAUNCH_RUN_ID: x}}\n", "belongs to the launcher"),
-        ("env: {vars: {AWS_SECRET_ACCESS_KEY: x}}\n", "looks like a secret"),
+        ("env: {vars: {AWS_SECRET_ACCESS_KEY: hunter2}}\n", "looks like a secret"),
         ("env: {keep: [HF_TOKEN]}\n", "looks like a secret"),
         ("storage: {url: 's3://key:hunter2@bucket/x'}\n", "`storage.url` holds credentials"),
         (

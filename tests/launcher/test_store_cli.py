@@ -204,7 +204,7 @@ def test_ls(url: str, tmp_path: Path) -> None:
         (["sync", "d", "{url}", "--delete", "--exclude", "*"], "nothing is deleted"),
         (["sync", "{url}/none", "d", "--delete"], "nothing is deleted"),
         (["rm", "{url}/none"], "there is no object"),
-        (["ls", "none"], "there is no folder"),
+        (["ls", "none"], "there is no none"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(argv: list[str], said: str, url: str) -> None:
@@ -407,6 +407,9 @@ def test_what_cannot_be_stored_is_no_trouble_in_a_target(url: str) -> None:
     assert Path("down/a").read_text() == "1" and Path("down/pipe").is_fifo()
     _, err = launch("sync", url, "down", "--delete", status=1)
     assert "pipe" in err and Path("down/back\\slash").exists()
+    out, err = launch("ls", "down", status=1)
+    assert out.endswith(" 1 a\n") and err.count("not listed: ") == 2
+    assert launch("ls", "down/a")[0].endswith(" 1 a\n")
 
 
 @pytest.mark.parametrize("place", ["s3:/runs/x", "-"])

@@ -46,6 +46,7 @@ def test_it_is_private(server: Weed) -> None:
     assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
     for name in ("credentials", "s3.json", "env.sh", "port"):
         assert stat.S_IMODE((server.folder / name).stat().st_mode) == 0o600, name
+    assert (server.folder / ".gitignore").read_text() == "*\n", "nor does `git add` take it"
     for process in weeds(server):
         for listening in process.net_connections("tcp"):
             if listening.status == psutil.CONN_LISTEN:

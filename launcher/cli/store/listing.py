@@ -3,12 +3,15 @@
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
+
+import click
 
 from launcher.cli.store.terminal import printable
 from launcher.errors import UserError
 from launcher.storage import Entry, StoreSettings
 from launcher.transfer import EVERYTHING, places
-from launcher.transfer.scan import scan
+from launcher.transfer.scan import scan, scan_one
 
 
 def show(place: str | None, recursive: bool) -> int:
@@ -38,13 +41,19 @@ def show(place: str | None, recursive: bool) -> int:
 
 def _folder(place: str, recursive: bool) -> int:
     if not places.is_folder(place):
-        raise UserError(f"there is no folder {place}", "a bucket is s3://BUCKET")
+        path = Path(places.local(place))
+        if not path.exists():
+            raise UserError(f"there is no {place}", "a bucket is s3://BUCKET")
+        _print([_line(scan_one(path.parent, path.name, place), path.name)])
+        return 0
     root = places.folder(place).root
     assert root is not None
     found = scan(root, EVERYTHING, recursive=recursive)
     _print(f"{'PRE':>30} {folder}" for folder in sorted(found.folders))
     _print(_line(found.files[key], key) for key in sorted(found.files))
-    return 0
+    for key, why in found.problems:
+        click.echo(f"not listed: {printable(key)}: {why}", err=True)
+    return 1 if found.problems else 0
 
 
 def _line(entry: Entry, name: str) -> str:
