@@ -37,6 +37,7 @@ from launcher.storage.wire import META, Headers, info_of, md5_of, metadata_of
 Seen = tuple["hashlib._Hash", Headers]
 
 BATCH = 1000  # keys that one DeleteObjects takes
+LOOKS = 3  # at an object that is written meanwhile
 
 
 class S3Store(Store):
@@ -104,7 +105,15 @@ class S3Store(Store):
         return self.bucket.retried(once, self._key(key))
 
     def get_file(self, key: str, path: Path, *, durable: bool = True, expect: Entry | None = None) -> Info:
-        there = expect or self.stat(key)
+        for again in reversed(range(LOOKS)):
+            try:
+                return self._get_file(key, path, durable, expect or self.stat(key))
+            except PreconditionFailed:  # the last words of a writer that died may come that late
+                if expect or not again:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _get_file(self, key: str, path: Path, durable: bool, there: Entry | Info) -> Info:
         with written_aside(path, durable) as fd:
             headers, good, sha256 = self._bring(key, fd, there.size, there.etag)
             if not good:

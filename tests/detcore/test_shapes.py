@@ -38,5 +38,5 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     done = make(tmp_path / "mine")
-    assert done.returncode == 1 and "exists already" in done.stderr
+    assert done.returncode == 2 and "exists already" in done.stderr
     assert not list((tmp_path / "mine").iterdir()) and len(list(tmp_path.iterdir())) == 1

@@ -184,6 +184,23 @@ def test_more_keys_than_a_page_has(store: Store) -> None:
     assert set(keys(store)) == {"many/top"}
 
 
+def test_an_object_that_is_written_between_a_look_and_the_reading(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_bytes("log", b"older, and longer")
+    look = store.stat
+
+    def late(key: str) -> object:
+        info = look(key)
+        monkeypatch.setattr(store, "stat", look)
+        store.put_bytes(key, b"newer")
+        return info
+
+    monkeypatch.setattr(store, "stat", late)
+    store.get_file("log", tmp_path / "brought")
+    assert (tmp_path / "brought").read_bytes() == b"newer"
+
+
 def test_a_folders_file_that_changes_while_it_is_brought(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
