@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 BUSY_TRIES = 8  # where the store says that it cannot now
 SILENT_TRIES = 3  # where it says nothing, or what does not come whole
+NOT_IMPLEMENTED = 501
 LAST_TRY = 25.0  # seconds after the first one begins; with what that may take, no call takes a minute
 LONGEST_PAUSE = 5.0
 
@@ -100,7 +101,7 @@ class Answers:
             return StoreError(f"there is no {bucket}", "make it, or correct storage.url")
         if status == 412 or code == "PreconditionFailed":
             return PreconditionFailed(f"{self._url}/{key} is there already or was changed by another writer")
-        if code in LATER or status >= 500 or status == 429:
+        if code in LATER or status == 429 or (status >= 500 and status != NOT_IMPLEMENTED):
             return Busy(f"{self._where} is not able to answer now ({code or status})")
         if code == "NoSuchUpload":
             return Gone(f"the upload of {self._url}/{key} was taken away meanwhile")

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 
+from launcher.errors import StoreAway, StoreError
 from launcher.storage.bucket import Bucket
 from launcher.storage.files import Source
 from launcher.storage.parts import spans
@@ -28,7 +29,12 @@ def parts_fit(bucket: Bucket, key: str, headers: Headers, file: Source, size: in
     etag = COMPOSITE.fullmatch(headers.get("etag", ""))
     if META + "sha256" in headers or not etag or is_sealed(headers):
         return True
-    first = int(bucket.head(key, PartNumber=1, IfMatch=headers["etag"]).get("content-length", 0))
+    try:
+        first = int(bucket.head(key, PartNumber=1, IfMatch=headers["etag"]).get("content-length", 0))
+    except StoreAway:
+        raise
+    except StoreError:  # it knows no parts
+        return True
     parts = spans(0, size, first, parts=size) if first else []
     if len(parts) != int(etag[2]):
         return True

@@ -184,6 +184,11 @@ def test_a_bit_that_flips_in_what_another_program_sent_in_parts(
         place.proxy.rule = only_first(1, Fault(flip_response=True), of("GET", "/theirs"))
     place.store("sync", place.url, "down")
     assert hashes(place.here / "down") == {"theirs": hashlib.sha256(data).hexdigest()}
+    # A store that knows no parts is believed.
+    place.proxy.rule = always(Fault(501, "NotImplemented"), of("HEAD", "/theirs", "partNumber=1"))
+    place.store("sync", place.url, "again")
+    assert hashes(place.here / "again") == hashes(place.here / "down")
+    assert any(place.proxy.rule(request) for request in place.proxy.seen)
 
 
 def test_answers_that_are_lost(place: Place) -> None:
