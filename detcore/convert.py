@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detcore.errors import DetcoreError, InputError
 from detcore.export import canvas, save, trace, write
@@ -34,15 +34,11 @@ def convert(source: str, out: Path, recipe: Path | None = None, size: tuple[int,
     path = Path(source) if Path(source).is_dir() else locate(source)
     if out.exists() and out.samefile(path):
         raise InputError(f"{out} is the source itself; choose another name")
-    if recipe is not None and path.is_file():
-        cfg = read_unfrozen(recipe).model
-        if (backbone := _backbone(path, read_state(path), cfg)) is not None:
-            if out.suffix != ".pth":
-                raise InputError(
-                    f"{source} has no head of a detector, so {out.suffix} has nothing to compute"
-                )
-            _save(out, {"model": backbone.state_dict()})
-            return f"{out}: a backbone, for `train.model.backbone.weights` of a recipe"
+    if recipe is not None and path.is_file() and (backbone := _backbone(path, recipe)) is not None:
+        if out.suffix != ".pth":
+            raise InputError(f"{source} has no head of a detector, so {out.suffix} has nothing to compute")
+        _save(out, {"model": backbone.state_dict()})
+        return f"{out}: a backbone, for `train.model.backbone.weights` of a recipe"
     loaded = load_run(path, recipe)
     if out.suffix == ".pth":
         _save(out, packed(loaded))
@@ -53,15 +49,15 @@ def convert(source: str, out: Path, recipe: Path | None = None, size: tuple[int,
     return f"{out}: for images of {width}x{height}; largest difference to PyTorch: {differences}"
 
 
-def _backbone(path: Path, state: dict[str, Tensor], cfg: Any) -> nn.Module | None:
-    """The backbone of a recipe (cfg: its `train.model`) with the weights in a file, if it knows of nothing
-    else."""
+def _backbone(path: Path, recipe: Path) -> nn.Module | None:
+    """The recipe's backbone with the weights in a file, if the file knows of nothing else."""
+    state = read_state(path)
     with torch.device("meta"):
-        model = build_model(cfg, pretrained=False)
+        model = build_model(read_unfrozen(recipe).model, pretrained=False)
     here = matches(state, set(weights_of(model.backbone)))
     if here < matches(state, set(weights_of(model))) or not here:
         return None
-    backbone = build_model(cfg, pretrained=False).backbone
+    backbone = build_model(read_unfrozen(recipe).model, pretrained=False).backbone
     fit(backbone, str(path), state)
     return backbone
 

@@ -44,7 +44,6 @@ def _remove_in_store(run: RunDir) -> None:
             raise UserError(taken.message, "launch stop, there") from None
     # A manifest says that all of its checkpoint is there: so it goes first.
     keys = [entry.key for entry in store.list()]
-    manifests = [key for key in keys if key.endswith("/manifest.json")]
-    store.delete_many(manifests)
-    store.delete_many(key for key in keys if key not in manifests)
+    for manifests in (True, False):
+        store.delete_many(key for key in keys if key.endswith("/manifest.json") is manifests)
     store.sweep()

@@ -50,7 +50,7 @@ class Ownership:
                 ours = owner.get("token") == token
                 if not ours and owner.get("token") != dead:
                     watch(self._store, owner)
-                fence = max(at_least, _fence(owner) + (0 if ours else 1))
+                fence = max(at_least, fence_of(owner.get("fence")) + (0 if ours else 1))
                 try:
                     self._write(token, fence, etag)
                     self.predecessor = owner.get("token") if etag else None
@@ -124,11 +124,7 @@ def watch(store: Store, owner: dict[str, Any]) -> None:
 
 def _by(owner: dict[str, Any]) -> str:
     host = "".join(c for c in str(owner.get("host", "another machine"))[:64] if c.isprintable())
-    return f"by attempt {_fence(owner)} on {host}"
-
-
-def _fence(owner: dict[str, Any]) -> int:
-    return fence_of(owner.get("fence"))
+    return f"by attempt {fence_of(owner.get('fence'))} on {host}"
 
 
 class Pulse:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
+from functools import partial
 
 from launcher.errors import StoreAway, StoreError
 from launcher.storage.bucket import Bucket
@@ -38,6 +39,6 @@ def parts_fit(bucket: Bucket, key: str, headers: Headers, file: Source, size: in
     parts = spans(0, size, first, parts=size) if first else []
     if len(parts) != int(etag[2]):
         return True
-    each = (lambda part=part: file.hashed("md5", part.start + part.size, part.start) for part in parts)
-    md5s = bucket.pool.in_order(list(each))
+    each = [partial(file.hashed, "md5", part.start + part.size, part.start) for part in parts]
+    md5s = bucket.pool.in_order(each)
     return hashlib.md5(b"".join(md5.digest() for md5 in md5s), usedforsecurity=False).hexdigest() == etag[1]
