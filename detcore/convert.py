@@ -21,7 +21,7 @@ from detcore.summary import read_size
 from detcore.weights.fetch import locate
 from detcore.weights.keys import matches
 from detcore.weights.loading import fit, weights_of
-from detcore.weights.reading import read_state
+from detcore.weights.reading import read_content, tensors_of
 
 SUFFIXES = (".pth", ".onnx", ".pt2")
 
@@ -51,7 +51,10 @@ def convert(source: str, out: Path, recipe: Path | None = None, size: tuple[int,
 
 def _backbone(path: Path, recipe: Path) -> nn.Module | None:
     """The recipe's backbone with the weights in a file, if the file knows of nothing else."""
-    state = read_state(path)
+    content = read_content(path)
+    if "train" in content:  # a whole detector, by its own word
+        return None
+    state = tensors_of(content, path)
     with torch.device("meta"):
         model = build_model(read_unfrozen(recipe).model, pretrained=False)
     here = matches(state, set(weights_of(model.backbone)))

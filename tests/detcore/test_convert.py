@@ -31,6 +31,7 @@ from detcore.ops.targets import Detections
 from detcore.recipe import read_recipe
 from detcore.weights.classes import COCO
 from tests.detcore.conftest import TINY, model_section
+from tests.detcore.sections import section
 from tests.detcore.test_weights import in_file_order, torchvision_names
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +139,7 @@ def test_mmdetections_detectors_are_told_apart(
     ("other", "key"),
     [
         (on_pyramid("atss"), "name: fcos"),
+        (section("yolof"), "name: fcos"),  # nor is only its backbone taken
         (on_pyramid("fcos", style="detectron2"), "style: original"),
         (on_pyramid("fcos", backbone={"style": "caffe"}), "backbone.style: torchvision"),
         (on_pyramid("fcos", distances="exp"), "distances: relu"),
